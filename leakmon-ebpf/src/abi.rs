@@ -1,0 +1,399 @@
+//! THE contract between the BPF programs and user space: cookies, map keys and values, event records, limits.
+//!
+//! Everything here is plain data with a fixed layout (`repr(C)`, no padding that is not named), the same on both
+//! sides. User space parses it with `zerocopy` and never transmutes. Nothing here knows a tokio version: a
+//! [`Cookie`] carries all that a program must know of its probe site.
+
+#[cfg(not(target_arch = "bpf"))]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Changes whenever a layout below changes; pinned maps of another version are discarded.
+pub const ABI_VERSION: u32 = 1;
+
+/// Most frames of a stack. 127 is what the kernel's own stack helpers keep (`PERF_MAX_STACK_DEPTH`).
+pub const FRAMES_MAX: usize = 127;
+
+/// Tasks that can be followed at once, unless configured otherwise.
+pub const LIVE_ENTRIES_MAX: u32 = 1 << 20;
+/// Different stacks that can be kept, unless configured otherwise.
+pub const STACKS_ENTRIES_MAX: u32 = 1 << 14;
+/// Pairs of a target and a stack that can be counted, unless configured otherwise.
+pub const COUNTS_ENTRIES_MAX: u32 = 1 << 16;
+/// Processes that can be targets at once.
+pub const TARGETS_ENTRIES_MAX: u32 = 1 << 12;
+/// Processes that can be asked for by number at once, their descendants included.
+pub const WATCHED_ENTRIES_MAX: u32 = 1 << 14;
+/// Bytes of the event ring, unless configured otherwise.
+pub const RING_BYTES: u32 = 1 << 20;
+
+/// A callsite that changes is reported at most once in this time.
+pub const REPORT_INTERVAL_NS: u64 = 100_000_000;
+
+/// What a hit of a probe site means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Role {
+    /// A task's memory has been allocated; the register holds its header's address.
+    Birth = 0,
+    /// A task has completed; the register holds its header's address.
+    End = 1,
+}
+
+/// When a hit counts. The sites are often branches, whose condition the program evaluates itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Condition {
+    /// Every hit counts.
+    Always = 0,
+    /// The hit counts where the zero flag is set (`jne` after `lock cmpxchg`: this try succeeded).
+    ZeroSet = 1,
+    /// The hit counts where the zero flag is clear (`je` after the allocation's null check).
+    ZeroClear = 2,
+}
+
+/// What kind of task a birth site makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Kind {
+    /// `tokio::spawn` and its like, on either scheduler.
+    Task = 0,
+    /// `spawn_local`, where a symbol proves it.
+    Local = 1,
+    /// `spawn_blocking`.
+    Blocking = 2,
+}
+
+/// All that a BPF program must know of the site it was attached to, in 64 bits.
+///
+/// | bits | field |
+/// | --- | --- |
+/// | 0–4 | register that holds the header's address, by its machine encoding (x86-64: rax 0, rcx 1, rdx 2, rbx 3, rsp 4, rbp 5, rsi 6, rdi 7, r8–r15) |
+/// | 5–7 | [`Role`] |
+/// | 8–10 | [`Condition`] |
+/// | 11–13 | [`Kind`] (births) |
+/// | 14 | every process of the image is a target, not just those in `WATCHED` |
+/// | 16–39 | site's index in its image's plan |
+/// | 40–55 | image number, given by user space |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cookie(pub u64);
+
+impl Cookie {
+    /// Site indices are below this.
+    pub const SITES_MAX: u32 = 1 << 24;
+    /// Image numbers are below this.
+    pub const IMAGES_MAX: u32 = 1 << 16;
+    const EVERY_PROCESS: u64 = 1 << 14;
+
+    /// Packs the fields; what exceeds its bits is cut off, so callers check `site` and `image` against the bounds.
+    #[must_use]
+    pub const fn new(register: u8, role: Role, condition: Condition, kind: Kind, site: u32, image: u32) -> Self {
+        Self(
+            (register as u64 & 0x1f)
+                | (role as u64) << 5
+                | (condition as u64) << 8
+                | (kind as u64) << 11
+                | (site as u64 & 0xff_ffff) << 16
+                | (image as u64 & 0xffff) << 40,
+        )
+    }
+
+    /// The same site, for every process of its image.
+    #[must_use]
+    pub const fn for_every_process(self) -> Self {
+        Self(self.0 | Self::EVERY_PROCESS)
+    }
+
+    /// Whether processes need not be in `WATCHED`.
+    #[must_use]
+    pub const fn is_for_every_process(self) -> bool {
+        self.0 & Self::EVERY_PROCESS != 0
+    }
+
+    /// Machine encoding of the register that holds the header's address.
+    #[must_use]
+    pub const fn register(self) -> u8 {
+        (self.0 & 0x1f) as u8
+    }
+
+    /// Raw [`Condition`].
+    #[must_use]
+    pub const fn condition(self) -> u8 {
+        (self.0 >> 8 & 7) as u8
+    }
+
+    /// Raw [`Kind`].
+    #[must_use]
+    pub const fn kind(self) -> u8 {
+        (self.0 >> 11 & 7) as u8
+    }
+
+    /// Index of the site in its image's plan.
+    #[must_use]
+    pub const fn site(self) -> u32 {
+        (self.0 >> 16 & 0xff_ffff) as u32
+    }
+
+    /// Number of the image.
+    #[must_use]
+    pub const fn image(self) -> u32 {
+        (self.0 >> 40 & 0xffff) as u32
+    }
+}
+
+/// A target: a process since its last exec. The upper 42 bits are the low bits of the exec's (or the first hit's)
+/// `CLOCK_MONOTONIC` time in nanoseconds, the lower 22 the tgid, so neither exec nor PID reuse can mix two up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TargetId(pub u64);
+
+impl TargetId {
+    /// `PID_MAX_LIMIT` is 2^22 (`include/linux/threads.h`).
+    const TGID_BITS: u32 = 22;
+
+    /// The identity of process `tgid` that began (or was first seen) at `since_ns`.
+    #[must_use]
+    pub const fn new(tgid: u32, since_ns: u64) -> Self {
+        Self(since_ns << Self::TGID_BITS | (tgid as u64 & ((1 << Self::TGID_BITS) - 1)))
+    }
+
+    /// The process.
+    #[must_use]
+    pub const fn tgid(self) -> u32 {
+        (self.0 & ((1 << Self::TGID_BITS) - 1)) as u32
+    }
+}
+
+/// Derives what user space needs to parse and write a layout; the BPF side needs only `Clone` and `Copy`.
+macro_rules! layout {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug)]
+        #[cfg_attr(not(target_arch = "bpf"), derive(FromBytes, IntoBytes, Immutable, KnownLayout, PartialEq, Eq))]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+    };
+}
+
+layout! {
+    /// Key of `LIVE`: one task.
+    pub struct LiveKey {
+        /// [`TargetId`].
+        pub target: u64,
+        /// Address of the task's header in the target.
+        pub header: u64,
+    }
+}
+
+layout! {
+    /// Value of `LIVE`.
+    pub struct LiveValue {
+        /// Stack at birth.
+        pub stack: u64,
+        /// `CLOCK_MONOTONIC` at birth.
+        pub born_ns: u64,
+    }
+}
+
+layout! {
+    /// Key of `COUNTS`: one stack in one target.
+    pub struct CountKey {
+        /// [`TargetId`].
+        pub target: u64,
+        /// Key in `STACKS`.
+        pub stack: u64,
+    }
+}
+
+layout! {
+    /// Value of `COUNTS`. The two counters only rise; live is their difference.
+    pub struct CountValue {
+        /// Tasks born with this stack.
+        pub born: u64,
+        /// Of them, those that have ended.
+        pub ended: u64,
+        /// When the last event about this entry was sent.
+        pub reported_ns: u64,
+        /// [`Cookie`] of the birth site.
+        pub cookie: u64,
+    }
+}
+
+/// Why a stack walk stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum WalkEnd {
+    /// The thread's start was reached: complete.
+    Root = 0,
+    /// A frame pointer led out of the stack: what is above is not known.
+    FramePointer = 1,
+    /// The stack could not be read.
+    BadRead = 2,
+    /// More than [`FRAMES_MAX`] frames.
+    TooDeep = 3,
+    /// No stack was wanted.
+    NotWalked = 4,
+    /// No unwind table covers an address.
+    NoTable = 5,
+    /// A table's rule can't be expressed.
+    Unsupported = 6,
+}
+
+layout! {
+    /// Value of `STACKS`.
+    pub struct Stack {
+        /// [`Cookie`] of the birth site.
+        pub cookie: u64,
+        /// How many of `frames` are set.
+        pub frames_len: u32,
+        /// [`WalkEnd`].
+        pub walk_end: u32,
+        /// Addresses in the target: the site's own first, then return addresses, innermost first.
+        pub frames: [u64; FRAMES_MAX],
+    }
+}
+
+layout! {
+    /// Value of `TARGETS` (key: tgid): who the process is now.
+    pub struct TargetEntry {
+        /// [`TargetId`].
+        pub target: u64,
+        /// `CLOCK_MONOTONIC` of its exec, or of the first hit where the exec was not seen.
+        pub since_ns: u64,
+    }
+}
+
+layout! {
+    /// Value of `TOTALS` (key: [`TargetId`]): what is counted per target and not per stack.
+    pub struct Totals {
+        /// Ends of tasks whose birth was not counted (older than the attach, or untracked).
+        pub unmatched_ends: u64,
+        /// Births at an address whose task had not ended; the older task counts as ended.
+        pub replaced: u64,
+        /// Births that were not counted because a table was full.
+        pub untracked: u64,
+    }
+}
+
+/// What went wrong in a program; index into `LOSS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Loss {
+    /// An event found no room in the ring.
+    RingFull = 0,
+    /// `LIVE` was full: the birth is untracked.
+    LiveFull = 1,
+    /// `STACKS` was full: the birth is counted under its site alone.
+    StacksFull = 2,
+    /// `COUNTS` was full: the birth is untracked.
+    CountsFull = 3,
+    /// `TARGETS` or `TOTALS` was full: the hit is not counted at all.
+    TargetsFull = 4,
+    /// No scratch memory was free on this processor: the stack has the site alone.
+    ScratchBusy = 5,
+    /// A stored stack ended before the thread's start.
+    StackTruncated = 6,
+}
+
+impl Loss {
+    /// All reasons, in index order.
+    pub const ALL: [Self; 7] = [
+        Self::RingFull,
+        Self::LiveFull,
+        Self::StacksFull,
+        Self::CountsFull,
+        Self::TargetsFull,
+        Self::ScratchBusy,
+        Self::StackTruncated,
+    ];
+}
+
+/// What a [`Record`] tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum RecordKind {
+    /// A stack was counted for the first time in a target: `stack`, `first` born, `second` ended.
+    Stack = 0,
+    /// A callsite changed: `stack`, `first` born so far, `second` ended so far.
+    Changed = 1,
+    /// A process became a target, by its first hit: `target`.
+    Target = 2,
+    /// A watched process called exec: `target` is the new one, `first` the [`TargetId`] before, 0 if there was none.
+    Exec = 3,
+    /// The last thread of a target's process has gone: `target`.
+    Exit = 4,
+    /// A watched process forked: `first` is the child's tgid.
+    Fork = 5,
+    /// With `--trace`: a task was born: `stack`, `first` its header.
+    Birth = 6,
+    /// With `--trace`: a task ended: `stack`, `first` its header.
+    End = 7,
+}
+
+layout! {
+    /// One record of the event ring.
+    pub struct Record {
+        /// [`RecordKind`].
+        pub kind: u32,
+        /// Thread that caused it.
+        pub tid: u32,
+        /// `CLOCK_MONOTONIC`.
+        pub time_ns: u64,
+        /// [`TargetId`].
+        pub target: u64,
+        /// Key in `STACKS`, or 0.
+        pub stack: u64,
+        /// Meaning depends on the kind.
+        pub first: u64,
+        /// Meaning depends on the kind.
+        pub second: u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_gives_back_what_it_was_made_of() {
+        for (register, role, condition, kind, site, image) in [
+            (0, Role::Birth, Condition::Always, Kind::Task, 0, 0),
+            (
+                15,
+                Role::End,
+                Condition::ZeroSet,
+                Kind::Blocking,
+                Cookie::SITES_MAX - 1,
+                Cookie::IMAGES_MAX - 1,
+            ),
+            (31, Role::Birth, Condition::ZeroClear, Kind::Local, 77, 3),
+        ] {
+            for every in [false, true] {
+                let mut cookie = Cookie::new(register, role, condition, kind, site, image);
+                if every {
+                    cookie = cookie.for_every_process();
+                }
+                assert_eq!(cookie.register(), register);
+                assert_eq!(cookie.condition(), condition as u8);
+                assert_eq!(cookie.kind(), kind as u8);
+                assert_eq!(cookie.site(), site);
+                assert_eq!(cookie.image(), image);
+                assert_eq!(cookie.is_for_every_process(), every);
+            }
+        }
+    }
+
+    #[test]
+    fn targets_of_one_process_differ_by_time() {
+        let first = TargetId::new(4_194_303, 1_000_000);
+        let second = TargetId::new(4_194_303, 1_000_001);
+        assert_ne!(first, second);
+        assert_eq!(first.tgid(), 4_194_303);
+        assert_eq!(second.tgid(), 4_194_303);
+    }
+
+    #[test]
+    fn loss_reasons_are_indices() {
+        for (index, loss) in Loss::ALL.iter().enumerate() {
+            assert_eq!(*loss as usize, index);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! One file an output format; `http` only routes.
+
+pub mod report;

@@ -1,0 +1,249 @@
+//! The report: what every output format is made from.
+//!
+//! In: nothing, it is data; `daemon.rs` builds it from `live` and `symbols`. Out: the JSON contract (`"schema": 1`, fields are
+//! only ever added). It does not choose what is shown: the formats do.
+
+use serde::{Serialize, Serializer};
+
+/// Version of the JSON contract.
+pub const SCHEMA: u32 = 1;
+
+/// Stacks of a callsite that JSON shows; the other formats use all of them.
+pub const JSON_STACKS_MAX: usize = 10;
+
+/// Everything that leakmon knows at one moment. Strings from targets are unescaped here: each format escapes for itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Since the first attach.
+    pub observed_seconds: f64,
+    /// By ascending process.
+    pub targets: Vec<TargetReport>,
+    /// Leaks first, then by live count, then by id.
+    pub callsites: Vec<CallsiteReport>,
+    /// What was refused or lost, over all targets.
+    pub loss: LossReport,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TargetReport {
+    /// `PID-…`, unique over PID reuse and exec.
+    pub id: String,
+    /// The tgid; the JSON contract calls it `pid`.
+    pub pid: u32,
+    /// Path of the executable.
+    pub exe: String,
+    /// Build id of the executable, hexadecimal.
+    pub build_id: Option<String>,
+    /// Name of the runtime.
+    pub runtime: Option<String>,
+    /// Its version.
+    pub runtime_version: Option<String>,
+    /// How well it is watched.
+    pub status: TargetStatus,
+    /// Why, where the status is not `attached`.
+    pub reason: Option<String>,
+    /// Attached probe sites.
+    pub sites: SiteCounts,
+    /// Kinds task, local and blocking together.
+    pub task: EntityCounts,
+    /// Threads; `None` where they are not followed.
+    pub thread: Option<EntityCounts>,
+    /// Whether the process has ended.
+    pub exited: bool,
+}
+
+/// How well a target is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetStatus {
+    /// Every task type is followed.
+    Attached,
+    /// Some are not: see the reason.
+    Partial,
+    /// The probes are off for a while.
+    Paused,
+    /// It can't be watched.
+    Unsupported,
+}
+
+impl TargetStatus {
+    /// The word used in JSON and labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Partial => "partial",
+            Self::Paused => "paused",
+            Self::Unsupported => "unsupported",
+        }
+    }
+}
+
+/// Probe sites of a target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SiteCounts {
+    /// Birth sites.
+    pub spawn: u64,
+    /// Completion sites.
+    pub end: u64,
+    /// Those of both that the kernel single-steps.
+    pub slow: u64,
+}
+
+/// Cumulative counts of tasks or threads; `live` = `spawned` − `ended`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct EntityCounts {
+    /// Born since the attach.
+    pub spawned: u64,
+    /// Of those, ended.
+    pub ended: u64,
+    /// Of those, alive.
+    pub live: u64,
+}
+
+/// One callsite in one target.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CallsiteReport {
+    /// Sixteen hexadecimal digits, stable across runs and hosts for one build.
+    pub id: String,
+    /// [`TargetReport::id`].
+    pub target: String,
+    /// The tgid.
+    pub pid: u32,
+    /// `task`, `local`, `blocking`, `held`, `thread`.
+    pub kind: &'static str,
+    /// Alive now.
+    pub live: u64,
+    /// Born since the attach.
+    pub spawned: u64,
+    /// Of those, ended.
+    pub ended: u64,
+    /// Age of the oldest that is alive.
+    pub oldest_seconds: Option<f64>,
+    /// Slope of the live count, once it can be known.
+    pub growth_per_minute: Option<f64>,
+    /// What leakmon thinks of it.
+    pub verdict: Verdict,
+    /// Why, one sentence.
+    pub evidence: Option<String>,
+    /// States of the live tasks, once they can be known.
+    pub states: Option<StateCounts>,
+    /// Type of the future; "one of …" where identical code was merged.
+    pub task_type: Option<String>,
+    /// Innermost frame of the user's code.
+    pub location: Location,
+    /// By descending live count.
+    #[serde(serialize_with = "first_stacks")]
+    pub stacks: Vec<StackReport>,
+}
+
+/// What leakmon thinks of a callsite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It leaks.
+    Leak,
+    /// It may leak.
+    Suspect,
+    /// Not yet known.
+    Unknown,
+    /// It does not leak.
+    Steady,
+}
+
+impl Verdict {
+    /// The word used in JSON, labels and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Leak => "leak",
+            Self::Suspect => "suspect",
+            Self::Unknown => "unknown",
+            Self::Steady => "steady",
+        }
+    }
+}
+
+/// States of the live tasks that were sampled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StateCounts {
+    /// How many were read.
+    pub sampled: u64,
+    /// Waiting.
+    pub idle: u64,
+    /// In a run queue.
+    pub scheduled: u64,
+    /// Being polled.
+    pub running: u64,
+    /// Idle with no waker left.
+    pub unwakeable: u64,
+}
+
+/// Where a callsite is, as a person would say it. Every field is `None` where it can't be known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Location {
+    /// Function.
+    pub function: Option<String>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line, from 1.
+    pub line: Option<u32>,
+    /// File name of the image, where there is no function name to show.
+    pub image: Option<String>,
+    /// Offset in that image's file.
+    pub offset: Option<u64>,
+}
+
+/// One stack of a callsite.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StackReport {
+    /// Tasks alive that were born with it.
+    pub live: u64,
+    /// Tasks born with it.
+    pub spawned: u64,
+    /// Whether the walk reached the thread's start.
+    pub complete: bool,
+    /// Innermost first, inlined functions before the function they were inlined into.
+    pub frames: Vec<Frame>,
+}
+
+/// One frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Frame {
+    /// Demangled, without hash; `None` where no symbol covers the address.
+    pub function: Option<String>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line, from 1.
+    pub line: Option<u32>,
+    /// File name of the image; `None` where no mapping is known.
+    pub image: Option<String>,
+    /// Offset in the image's file, or the bare address where no mapping is known.
+    pub offset: u64,
+    /// Inlined into the next frame.
+    pub inlined: bool,
+}
+
+/// What was refused or lost. Live counts stay right whatever `events_dropped` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LossReport {
+    /// Events that found the ring full.
+    pub events_dropped: u64,
+    /// Births that are untracked since a table was full.
+    pub live_full: u64,
+    /// Births counted under their site alone, since the stack table was full.
+    pub stacks_full: u64,
+    /// Stacks that do not reach the thread's start.
+    pub stacks_truncated: u64,
+    /// Ends of tasks whose birth was not counted.
+    pub unmatched_ends: u64,
+    /// Tasks that were freed without completing, noticed when their memory was used again.
+    pub replaced: u64,
+}
+
+fn first_stacks<S: Serializer>(stacks: &[StackReport], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(stacks.iter().take(JSON_STACKS_MAX))
+}

@@ -1,0 +1,31 @@
+//! What leakmon says about itself: events, losses, table fill, targets, probe sites.
+//!
+//! In: numbers that `daemon.rs` reads from `kernel`. Out: plain data that `export/metrics.rs` prints. It reads nothing itself.
+
+/// A snapshot of leakmon's own numbers. Lists are in the order in which they are printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SelfMetrics {
+    /// Events read from the ring since the start, by kind.
+    pub events: Vec<(&'static str, u64)>,
+    /// What the BPF programs could not do, by reason.
+    pub events_dropped: Vec<(&'static str, u64)>,
+    /// BPF maps.
+    pub maps: Vec<MapFill>,
+    /// Targets, by status.
+    pub targets: Vec<(&'static str, u64)>,
+    /// Attached probe sites that the kernel emulates.
+    pub cheap_sites: u64,
+    /// Attached probe sites that the kernel single-steps.
+    pub slow_sites: u64,
+}
+
+/// How full a BPF map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapFill {
+    /// Name of the map.
+    pub map: &'static str,
+    /// Entries in use.
+    pub entries: u64,
+    /// Entries that fit.
+    pub capacity: u64,
+}
