@@ -214,6 +214,10 @@ layout! {
         pub reported_ns: u64,
         /// [`Cookie`] of the birth site.
         pub cookie: u64,
+        /// Birth of the oldest live task, as of the sweep `swept`.
+        pub oldest_born_ns: u64,
+        /// Number of the last sweep that found a live task here.
+        pub swept: u64,
     }
 }
 

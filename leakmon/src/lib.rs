@@ -3,3 +3,4 @@
 pub mod export;
 pub mod self_metrics;
 pub mod targets;
+pub mod kernel;
