@@ -100,7 +100,7 @@ fn count_birth(key: CountKey, cookie: Cookie, now_ns: u64) -> bool {
     }
     let fresh = CountValue { born: 1, ended: 0, reported_ns: now_ns, cookie: cookie.0, oldest_born_ns: 0, swept: 0 };
     if COUNTS.insert(key, fresh, u64::from(BPF_NOEXIST)).is_ok() {
-        emit::emit(RecordKind::Stack, now_ns, key.target, key.stack, 1, 0);
+        emit::emit(RecordKind::Stack, now_ns, key.target, key.stack, cookie.0, 0);
         return true;
     }
     // Another thread made it meanwhile, or the table is full.

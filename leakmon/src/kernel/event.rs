@@ -2,7 +2,7 @@
 //!
 //! In: the bytes of one ring record. Out: an [`Event`]. An unknown or short record is `None`; the caller counts it.
 
-use leakmon_ebpf::abi::{Record, RecordKind, TargetId};
+use leakmon_ebpf::abi::{Cookie, Record, RecordKind, TargetId};
 use zerocopy::FromBytes;
 
 /// One event. Times are `CLOCK_MONOTONIC` nanoseconds; counters are cumulative.
@@ -14,6 +14,8 @@ pub enum Event {
         target: TargetId,
         /// Key of the stack.
         stack: u64,
+        /// The birth site.
+        cookie: Cookie,
         /// When.
         time_ns: u64,
     },
@@ -103,7 +105,7 @@ impl Event {
         let known = |id: u64| (id != 0).then_some(TargetId(id));
         let is = |wanted: RecordKind| kind == wanted as u32;
         Some(if is(RecordKind::Stack) {
-            Self::Stack { target, stack, time_ns }
+            Self::Stack { target, stack, cookie: Cookie(first), time_ns }
         } else if is(RecordKind::Changed) {
             Self::Changed { target, stack, born: first, ended: second, time_ns }
         } else if is(RecordKind::Target) {
