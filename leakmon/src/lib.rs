@@ -2,4 +2,5 @@
 
 pub mod export;
 pub mod self_metrics;
+pub mod symbols;
 pub mod targets;
