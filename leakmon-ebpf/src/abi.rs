@@ -214,6 +214,10 @@ layout! {
         pub reported_ns: u64,
         /// [`Cookie`] of the birth site.
         pub cookie: u64,
+        /// Birth of the oldest live task, as of the sweep `swept`.
+        pub oldest_born_ns: u64,
+        /// Number of the last sweep that found a live task here.
+        pub swept: u64,
     }
 }
 
@@ -310,13 +314,14 @@ impl Loss {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum RecordKind {
-    /// A stack was counted for the first time in a target: `stack`, `first` born, `second` ended.
+    /// A stack was counted for the first time in a target: `stack`, `first` the site's [`Cookie`].
     Stack = 0,
     /// A callsite changed: `stack`, `first` born so far, `second` ended so far.
     Changed = 1,
     /// A process became a target, by its first hit: `target`.
     Target = 2,
-    /// A watched process called exec: `target` is the new one, `first` the [`TargetId`] before, 0 if there was none.
+    /// A watched process called exec: `target` is the new one (0 if there was no room), `first` the [`TargetId`] before
+    /// (0 if there was none), `second` the tgid.
     Exec = 3,
     /// The last thread of a target's process has gone: `target`.
     Exit = 4,

@@ -1,0 +1,18 @@
+//! Atomic instructions that `core` does not offer for BPF (its target has no compare-and-swap, so no `fetch_*`).
+//!
+//! In: a pointer into a map value. Out: the old value, where there is one. The instructions are BPF's own (`BPF_ATOMIC`).
+
+use core::arch::asm;
+
+/// Adds to a counter that several processors share.
+#[inline(always)]
+pub unsafe fn add(counter: *mut u64, amount: u64) {
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) amount, options(nostack)) }
+}
+
+/// Puts `value` in place and returns what was there.
+#[inline(always)]
+pub unsafe fn exchange(place: *mut u64, mut value: u64) -> u64 {
+    unsafe { asm!("{1} = xchg_64({0} + 0, {1})", in(reg) place, inout(reg) value, options(nostack)) }
+    value
+}

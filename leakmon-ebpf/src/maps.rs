@@ -1,0 +1,108 @@
+//! Every map: its capacity, its memory, and what happens when it is full.
+//!
+//! Capacities are the defaults of `abi`; user space may set others before loading.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{HashMap, PerCpuArray, RingBuf},
+};
+use leakmon_ebpf::abi::{
+    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss, RING_BYTES, STACKS_ENTRIES_MAX,
+    Stack, TARGETS_ENTRIES_MAX, TargetEntry, Totals, WATCHED_ENTRIES_MAX,
+};
+
+/// Live tasks. 80 bytes an entry in use, 16 bytes an entry of capacity for the buckets. Full: the birth is not
+/// counted (`untracked`), and nothing that is already counted becomes wrong.
+#[map]
+pub static LIVE: HashMap<LiveKey, LiveValue> = HashMap::with_max_entries(LIVE_ENTRIES_MAX, BPF_F_NO_PREALLOC);
+
+/// The truth: born and ended, per target and stack. About 100 bytes an entry. Full: births with a new stack are not counted.
+#[map]
+pub static COUNTS: HashMap<CountKey, CountValue> = HashMap::with_max_entries(COUNTS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
+
+/// Stacks by their hash. About 1.1 KiB an entry in use. Full: the birth is counted under a stack that has the site alone.
+#[map]
+pub static STACKS: HashMap<u64, Stack> = HashMap::with_max_entries(STACKS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
+
+/// Who a process is now, by tgid. Full: its hits are not counted.
+#[map]
+pub static TARGETS: HashMap<u32, TargetEntry> = HashMap::with_max_entries(TARGETS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
+
+/// What is counted per target, by target id; user space removes it with the target.
+#[map]
+pub static TOTALS: HashMap<u64, Totals> = HashMap::with_max_entries(TARGETS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
+
+/// Processes that are asked for by number, and their descendants where the value says so ([`FOLLOW`]). Full: a
+/// descendant is not followed.
+#[map]
+pub static WATCHED: HashMap<u32, u32> = HashMap::with_max_entries(WATCHED_ENTRIES_MAX, BPF_F_NO_PREALLOC);
+
+/// Targets whose tasks the next sweep drops; filled and emptied by user space.
+#[map]
+pub static PURGED: HashMap<u64, u32> = HashMap::with_max_entries(TARGETS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
+
+/// Events to user space. Full: the event is counted as dropped; the counters it reports are not affected.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// What went wrong, by [`Loss`].
+#[map]
+pub static LOSS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
+
+/// Walk scratch: more than one a processor, since a uprobe program can be preempted by another. All taken: the stack
+/// has the site alone.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SCRATCH_SLOTS, 0);
+
+/// Scratch slots a processor.
+pub const SCRATCH_SLOTS: u32 = 4;
+
+/// A value of [`SCRATCH`].
+#[repr(C)]
+pub struct Scratch {
+    /// Not zero while somebody uses the slot.
+    pub busy: u64,
+    /// The stack that is being walked.
+    pub stack: Stack,
+}
+
+/// In [`WATCHED`]: descendants are watched too.
+pub const FOLLOW: u32 = 1;
+
+/// Whether stacks are walked; set before loading.
+#[unsafe(no_mangle)]
+static WALK_STACKS: u32 = 1;
+
+/// Whether every birth and end is sent; set before loading.
+#[unsafe(no_mangle)]
+static TRACE: u32 = 0;
+
+/// Whether the programs log; set before loading.
+#[unsafe(no_mangle)]
+static DEBUG: u32 = 0;
+
+/// Offsets in the running kernel's structures, from its BTF; set before loading.
+#[unsafe(no_mangle)]
+static TASK_TGID_OFFSET: u64 = 0;
+#[unsafe(no_mangle)]
+static TASK_SIGNAL_OFFSET: u64 = 0;
+#[unsafe(no_mangle)]
+static SIGNAL_LIVE_OFFSET: u64 = 0;
+
+macro_rules! setting {
+    ($(#[$doc:meta])* $name:ident: $type:ty = $global:ident) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name() -> $type {
+            // Volatile: user space gives the value after compilation.
+            unsafe { core::ptr::read_volatile(&raw const $global) }
+        }
+    };
+}
+setting!(walk_stacks: u32 = WALK_STACKS);
+setting!(trace: u32 = TRACE);
+setting!(debug: u32 = DEBUG);
+setting!(task_tgid_offset: u64 = TASK_TGID_OFFSET);
+setting!(task_signal_offset: u64 = TASK_SIGNAL_OFFSET);
+setting!(signal_live_offset: u64 = SIGNAL_LIVE_OFFSET);

@@ -1,0 +1,134 @@
+//! A task's birth and end.
+//!
+//! In: a hit of a probe site. Out: `LIVE` pairs the two, `COUNTS` holds the truth, and an event tells of a callsite
+//! that changed. No version and no runtime is known here.
+
+use crate::{
+    atomic, emit,
+    maps::{COUNTS, LIVE, trace},
+    registers, target, unwind,
+};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns},
+    programs::ProbeContext,
+};
+use leakmon_ebpf::abi::{Cookie, CountKey, CountValue, LiveKey, LiveValue, Loss, REPORT_INTERVAL_NS, RecordKind};
+
+/// A birth site was hit.
+#[inline(always)]
+pub fn birth(ctx: &ProbeContext) -> u32 {
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
+    if !registers::counts(ctx, cookie) {
+        return 0;
+    }
+    let header = registers::header(ctx, cookie);
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let Some(target) = target::current(cookie, now_ns) else {
+        return 0;
+    };
+    let stack = unwind::stack(ctx, cookie);
+    let key = LiveKey { target, header };
+    let value = LiveValue { stack, born_ns: now_ns };
+    if LIVE.insert(key, value, u64::from(BPF_NOEXIST)).is_err() && !replace(key, value, now_ns) {
+        emit::lose(Loss::LiveFull);
+        target::count_untracked(target);
+        return 0;
+    }
+    let count_key = CountKey { target, stack };
+    if !count_birth(count_key, cookie, now_ns) {
+        let _gone = LIVE.remove(key);
+        emit::lose(Loss::CountsFull);
+        target::count_untracked(target);
+        return 0;
+    }
+    if trace() != 0 {
+        emit::emit(RecordKind::Birth, now_ns, target, stack, header, 0);
+    }
+    0
+}
+
+/// An end site was hit.
+#[inline(always)]
+pub fn end(ctx: &ProbeContext) -> u32 {
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
+    if !registers::counts(ctx, cookie) {
+        return 0;
+    }
+    let header = registers::header(ctx, cookie);
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let Some(target) = target::current(cookie, now_ns) else {
+        return 0;
+    };
+    let key = LiveKey { target, header };
+    let Some(live) = LIVE.get_ptr(key) else {
+        target::count_unmatched_end(target);
+        return 0;
+    };
+    let stack = unsafe { (*live).stack };
+    if LIVE.remove(key).is_err() {
+        target::count_unmatched_end(target);
+        return 0;
+    }
+    count_end(CountKey { target, stack }, now_ns);
+    if trace() != 0 {
+        emit::emit(RecordKind::End, now_ns, target, stack, header, 0);
+    }
+    0
+}
+
+/// Closes the task that was born at the same address and never seen to end (a blocking task dropped unrun is freed
+/// without completing), and puts the new one in its place. False where the table is full instead.
+#[inline(always)]
+fn replace(key: LiveKey, value: LiveValue, now_ns: u64) -> bool {
+    let Some(old) = LIVE.get_ptr(key) else {
+        return false;
+    };
+    let old_stack = unsafe { (*old).stack };
+    count_end(CountKey { target: key.target, stack: old_stack }, now_ns);
+    target::count_replaced(key.target);
+    LIVE.insert(key, value, 0).is_ok()
+}
+
+/// Adds one to `born`, making the entry where there is none. False where the table is full.
+#[inline(always)]
+fn count_birth(key: CountKey, cookie: Cookie, now_ns: u64) -> bool {
+    if let Some(count) = COUNTS.get_ptr_mut(key) {
+        unsafe { atomic::add(&raw mut (*count).born, 1) };
+        report(key, count, now_ns);
+        return true;
+    }
+    let fresh = CountValue { born: 1, ended: 0, reported_ns: now_ns, cookie: cookie.0, oldest_born_ns: 0, swept: 0 };
+    if COUNTS.insert(key, fresh, u64::from(BPF_NOEXIST)).is_ok() {
+        emit::emit(RecordKind::Stack, now_ns, key.target, key.stack, cookie.0, 0);
+        return true;
+    }
+    // Another thread made it meanwhile, or the table is full.
+    let Some(count) = COUNTS.get_ptr_mut(key) else {
+        return false;
+    };
+    unsafe { atomic::add(&raw mut (*count).born, 1) };
+    true
+}
+
+/// Adds one to `ended`.
+#[inline(always)]
+fn count_end(key: CountKey, now_ns: u64) {
+    if let Some(count) = COUNTS.get_ptr_mut(key) {
+        unsafe { atomic::add(&raw mut (*count).ended, 1) };
+        report(key, count, now_ns);
+    }
+}
+
+/// Sends the entry's counters, at most once in [`REPORT_INTERVAL_NS`]. Two processors may both send: counters are
+/// cumulative, so an event more or less changes nothing.
+#[inline(always)]
+fn report(key: CountKey, count: *mut CountValue, now_ns: u64) {
+    unsafe {
+        if now_ns.wrapping_sub((*count).reported_ns) < REPORT_INTERVAL_NS {
+            return;
+        }
+        (*count).reported_ns = now_ns;
+        emit::emit(RecordKind::Changed, now_ns, key.target, key.stack, (*count).born, (*count).ended);
+    }
+}

@@ -1,0 +1,93 @@
+//! Life and death of processes: fork, exec, exit.
+//!
+//! In: the kernel's tracepoints. Out: entries of `TARGETS` and `WATCHED`, and an event each. Only processes that are
+//! watched, or were hit, are looked at.
+
+use crate::{
+    emit,
+    maps::{
+        FOLLOW, TARGETS, WATCHED, debug, signal_live_offset, task_signal_offset, task_tgid_offset,
+    },
+    target,
+};
+use aya_ebpf::{
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    programs::RawTracePointContext,
+};
+use aya_log_ebpf::info;
+use leakmon_ebpf::abi::RecordKind;
+
+/// `CLONE_THREAD` (`include/uapi/linux/sched.h`): the new task is a thread of the same process.
+const CLONE_THREAD: u64 = 0x0001_0000;
+
+/// A new process of a followed one is watched too.
+#[inline(always)]
+pub fn fork(ctx: &RawTracePointContext) -> i32 {
+    let Some(flags) = WATCHED.get_ptr(target::tgid()) else {
+        return 0;
+    };
+    let flags = unsafe { *flags };
+    if flags & FOLLOW == 0 || ctx.arg::<u64>(1) & CLONE_THREAD != 0 {
+        return 0;
+    }
+    let task: u64 = ctx.arg(0);
+    let Ok(child) = (unsafe { bpf_probe_read_kernel((task + task_tgid_offset()) as *const u32) }) else {
+        return 0;
+    };
+    let _full = WATCHED.insert(child, flags, 0);
+    emit::emit(RecordKind::Fork, unsafe { bpf_ktime_get_ns() }, 0, 0, u64::from(child), 0);
+    0
+}
+
+/// The process runs another program from now on: it is another target.
+#[inline(always)]
+pub fn exec(ctx: &RawTracePointContext) -> i32 {
+    let tgid = target::tgid();
+    let before = match TARGETS.get_ptr(tgid) {
+        Some(entry) => unsafe { (*entry).target },
+        None => 0,
+    };
+    if before == 0 && WATCHED.get_ptr(tgid).is_none() {
+        return 0;
+    }
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let _none = TARGETS.remove(tgid);
+    let now = target::begin(tgid, now_ns).unwrap_or(0);
+    emit::emit(RecordKind::Exec, now_ns, now, 0, before, u64::from(tgid));
+    if debug() != 0 {
+        info!(ctx, "exec: process {} is target {:x}", tgid, now);
+    }
+    0
+}
+
+/// The last thread of a target has gone. The group leader may go before the others, so the threads left are looked at
+/// (`signal->live`, already lowered: `do_exit` in `kernel/exit.c`).
+#[inline(always)]
+pub fn exit(ctx: &RawTracePointContext) -> i32 {
+    let tgid = target::tgid();
+    let entry = TARGETS.get_ptr(tgid);
+    if entry.is_none() && WATCHED.get_ptr(tgid).is_none() {
+        return 0;
+    }
+    let task: u64 = ctx.arg(0);
+    let Ok(signal) = (unsafe { bpf_probe_read_kernel((task + task_signal_offset()) as *const u64) }) else {
+        return 0;
+    };
+    let Ok(threads) = (unsafe { bpf_probe_read_kernel((signal + signal_live_offset()) as *const u32) }) else {
+        return 0;
+    };
+    if threads != 0 {
+        return 0;
+    }
+    let _not_watched = WATCHED.remove(tgid);
+    let Some(entry) = entry else {
+        return 0;
+    };
+    let gone = unsafe { (*entry).target };
+    let _gone = TARGETS.remove(tgid);
+    emit::emit(RecordKind::Exit, unsafe { bpf_ktime_get_ns() }, gone, 0, 0, 0);
+    if debug() != 0 {
+        info!(ctx, "exit: process {}, target {:x}", tgid, gone);
+    }
+    0
+}

@@ -1,0 +1,197 @@
+//! The command line.
+//!
+//! In: arguments. Out: one of the commands, with its options as written; what they mean together is checked where they
+//! are used. The names are a contract (see the README).
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Names the line that leaks tokio tasks, in a Rust binary as it is.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Says more on stderr; twice for even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failure, 2 usage, 3 leak found, 4 this host or target can't be probed.
+`run` exits with its command's code.
+
+Examples:
+  leakmon run -- ./target/release/app         watch a program from its first instruction
+  leakmon attach -p 4711 --duration 60s       watch a running process for a minute
+  leakmon daemon --exe /usr/bin/app           watch all processes of an executable, serve metrics";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs a command and watches it from its first instruction
+    #[command(after_help = "Examples:
+  leakmon run -- ./target/release/app --port 8080
+  leakmon run --format json -o report.json -- ./target/release/app
+
+Without -o the report goes to stderr when the command has ended; its own input and output are left alone.")]
+    Run(RunArgs),
+    /// Watches running processes
+    #[command(after_help = "Examples:
+  leakmon attach -p 4711
+  leakmon attach -p 4711 -p 4712 --duration 60s --format folded -o stacks.txt
+  leakmon attach --exe /usr/bin/app --duration 1m
+
+Ctrl-C ends the observation and prints the report. Only tasks that are born meanwhile are counted.")]
+    Attach(AttachArgs),
+    /// Watches executables and processes, and serves HTTP
+    #[command(after_help = "Examples:
+  leakmon daemon --exe /usr/bin/app
+  leakmon daemon --config /etc/leakmon/leakmon.toml
+  curl http://127.0.0.1:5325/metrics")]
+    Daemon(DaemonArgs),
+    /// Prints where a binary would be probed; needs no root
+    #[command(after_help = "Example:
+  leakmon probes ./target/release/app")]
+    Probes(ProbesArgs),
+    /// Says whether this host can run leakmon, and what to do where it can't
+    Doctor,
+    /// Prints a completion script for a shell
+    #[command(after_help = "Example:
+  leakmon completions bash > /etc/bash_completion.d/leakmon")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What `run` and `attach` have in common.
+#[derive(Debug, Args)]
+pub struct ObserveArgs {
+    /// How long to watch, such as `10s` or `5m`
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub duration: Option<Duration>,
+    /// Form of the report
+    #[arg(long, value_enum, default_value_t = FormatName::Table)]
+    pub format: FormatName,
+    /// Where the report goes
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Counts by probe site only, without walking stacks
+    #[arg(long)]
+    pub no_stacks: bool,
+    /// Never name functions of this crate or path as the culprit; repeatable
+    #[arg(long, value_name = "PATTERN")]
+    pub hide: Vec<String>,
+    /// Attaches programs that do nothing: what the probes alone cost
+    #[arg(long, hide = true)]
+    pub empty_programs: bool,
+    /// Lets the BPF programs log
+    #[arg(long, hide = true)]
+    pub debug_programs: bool,
+}
+
+/// Forms of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatName {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// For flame graphs.
+    Folded,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Common options.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// Options of `attach`.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// A process to watch; repeatable
+    #[arg(short, long = "pid", value_name = "PID", required_unless_present = "exe")]
+    pub pid: Vec<u32>,
+    /// An executable whose processes are watched, those that start later too; repeatable
+    #[arg(long, value_name = "PATH")]
+    pub exe: Vec<PathBuf>,
+    /// Common options.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
+}
+
+/// Options of `daemon`.
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A process to watch; repeatable, added to the configured ones
+    #[arg(short, long = "pid", value_name = "PID")]
+    pub pid: Vec<u32>,
+    /// An executable whose processes are watched; repeatable, added to the configured ones
+    #[arg(long, value_name = "PATH")]
+    pub exe: Vec<PathBuf>,
+    /// Address to serve HTTP on, instead of the configured one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// Options of `probes`.
+#[derive(Debug, Args)]
+pub struct ProbesArgs {
+    /// An executable or shared library
+    pub image: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_readme_shows_is_understood() {
+        for line in [
+            "leakmon run -- app --flag",
+            "leakmon run --duration 10s --format json -o r.json -- app",
+            "leakmon attach -p 1 -p 2",
+            "leakmon attach --exe /usr/bin/app --duration 1m --format folded",
+            "leakmon daemon --config /etc/leakmon/leakmon.toml",
+            "leakmon daemon --exe /usr/bin/app --listen 127.0.0.1:0",
+            "leakmon probes app",
+            "leakmon doctor",
+            "leakmon completions zsh",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "leakmon",
+            "leakmon run",
+            "leakmon run app",
+            "leakmon attach",
+            "leakmon attach -p x",
+            "leakmon attach -p 1 --duration soon",
+            "leakmon attach -p 1 --format xml",
+            "leakmon daemon --listen nowhere",
+            "leakmon probes",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The daemon's configuration: one validated [`Config`].
+//!
+//! In: a TOML file, and the options of the command line that override it. Out: a configuration that holds together.
+//! Nothing is looked up here: whether an executable exists is found out when it is watched.
+
+use crate::{cli::DaemonArgs, kernel::Settings};
+use leakmon_ebpf::abi::{COUNTS_ENTRIES_MAX, LIVE_ENTRIES_MAX, RING_BYTES, STACKS_ENTRIES_MAX};
+use serde::Deserialize;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// L-E-A-K on a keypad.
+pub const DEFAULT_PORT: u16 = 5325;
+
+/// Executables and processes that one configuration may name.
+const WATCHED_MAX: usize = 1024;
+
+/// What the daemon does.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where HTTP is served.
+    pub listen: SocketAddr,
+    /// Executables whose processes are watched, those that start later too. Absolute paths.
+    pub exes: Vec<PathBuf>,
+    /// Processes that are watched.
+    pub pids: Vec<u32>,
+    /// How often the kernel's counters are read and a new snapshot is served.
+    #[serde(with = "interval")]
+    pub interval: Duration,
+    /// Functions of these crates or paths are never named as the culprit.
+    pub hide: Vec<String>,
+    /// Whether stacks are walked.
+    pub stacks: bool,
+    /// Bounds of the kernel's tables.
+    pub bounds: Bounds,
+}
+
+/// Bounds of the kernel's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bounds {
+    /// Tasks that can be followed at once.
+    pub live_entries_max: u32,
+    /// Different stacks that can be kept.
+    pub stacks_entries_max: u32,
+    /// Pairs of a process and a stack that can be counted.
+    pub counts_entries_max: u32,
+    /// Bytes of the event ring: a power of two, at least one page.
+    pub ring_bytes: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)),
+            exes: Vec::new(),
+            pids: Vec::new(),
+            interval: Duration::from_secs(1),
+            hide: Vec::new(),
+            stacks: true,
+            bounds: Bounds::default(),
+        }
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            live_entries_max: LIVE_ENTRIES_MAX,
+            stacks_entries_max: STACKS_ENTRIES_MAX,
+            counts_entries_max: COUNTS_ENTRIES_MAX,
+            ring_bytes: RING_BYTES,
+        }
+    }
+}
+
+/// Why a configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("{}: {source}: check the path given with --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not understood.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is out of its range.
+    #[error("`{key}` {problem}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What it must be.
+        problem: &'static str,
+    },
+    /// There is nothing to do.
+    #[error("nothing to watch: name an executable with --exe or a process with -p, or in the configuration file")]
+    NothingToWatch,
+}
+
+impl Config {
+    /// Reads the file, if one is named, adds the options and checks the whole.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the file, the key and what is wrong.
+    pub fn from_args(args: &DaemonArgs) -> Result<Self, ConfigError> {
+        let mut config = match &args.config {
+            None => Self::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+                toml::from_str(&text)
+                    .map_err(|source| ConfigError::Parse { path: path.clone(), source: Box::new(source) })?
+            }
+        };
+        config.exes.extend(args.exe.iter().cloned());
+        config.pids.extend(&args.pid);
+        config.listen = args.listen.unwrap_or(config.listen);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let require = |holds: bool, key, problem| if holds { Ok(()) } else { Err(ConfigError::Value { key, problem }) };
+        if self.exes.is_empty() && self.pids.is_empty() {
+            return Err(ConfigError::NothingToWatch);
+        }
+        let watched = self.exes.len().saturating_add(self.pids.len());
+        require(watched <= WATCHED_MAX, "exes", "and `pids` together may name 1024 at most")?;
+        let seconds = Duration::from_millis(100)..=Duration::from_secs(3600);
+        require(seconds.contains(&self.interval), "interval", "must be between 100ms and 1h")?;
+        let bounds = &self.bounds;
+        let entries = 1..=1 << 26;
+        require(entries.contains(&bounds.live_entries_max), "bounds.live_entries_max", "must be between 1 and 2^26")?;
+        require(entries.contains(&bounds.stacks_entries_max), "bounds.stacks_entries_max", "must be between 1 and 2^26")?;
+        require(entries.contains(&bounds.counts_entries_max), "bounds.counts_entries_max", "must be between 1 and 2^26")?;
+        // The kernel asks for a power of two that is a multiple of the page size (`kernel/bpf/ringbuf.c`).
+        let ring = bounds.ring_bytes;
+        require(ring.is_power_of_two() && ring >= 4096, "bounds.ring_bytes", "must be a power of two of at least 4096")
+    }
+
+    /// What the BPF programs are loaded with.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            live_entries_max: self.bounds.live_entries_max,
+            stacks_entries_max: self.bounds.stacks_entries_max,
+            counts_entries_max: self.bounds.counts_entries_max,
+            ring_bytes: self.bounds.ring_bytes,
+            walk_stacks: self.stacks,
+            ..Settings::default()
+        }
+    }
+}
+
+/// Durations as people write them.
+mod interval {
+    use serde::{Deserialize, Deserializer, de::Error};
+    use std::time::Duration;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config: Config = toml::from_str(text).map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_full_file_is_understood() {
+        let config = parse(
+            "listen = \"127.0.0.1:9000\"\nexes = [\"/usr/bin/app\"]\npids = [7]\ninterval = \"500ms\"\n\
+             hide = [\"mylib\"]\nstacks = false\n[bounds]\nlive_entries_max = 1000\nring_bytes = 4096\n",
+        )
+        .unwrap();
+        assert_eq!(config.listen.port(), 9000);
+        assert_eq!(config.interval, Duration::from_millis(500));
+        let settings = config.settings();
+        assert_eq!((settings.live_entries_max, settings.ring_bytes, settings.walk_stacks), (1000, 4096, false));
+        assert_eq!(settings.stacks_entries_max, STACKS_ENTRIES_MAX);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, expected) in [
+            ("", "nothing to watch"),
+            ("pids = [1]\nlisten = \"nowhere\"", "listen"),
+            ("pids = [1]\ncolour = 1", "colour"),
+            ("pids = [1]\ninterval = \"1ms\"", "interval"),
+            ("pids = [1]\ninterval = \"soon\"", "interval"),
+            ("pids = [-1]", "pids"),
+            ("pids = [1]\n[bounds]\nring_bytes = 5000", "bounds.ring_bytes"),
+            ("pids = [1]\n[bounds]\nring_bytes = 2048", "bounds.ring_bytes"),
+            ("pids = [1]\n[bounds]\nlive_entries_max = 0", "bounds.live_entries_max"),
+            ("pids = [1", "pids"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn too_many_to_watch_are_refused() {
+        let many = |count: usize| format!("pids = {:?}", vec![1; count]);
+        assert!(parse(&many(WATCHED_MAX)).is_ok());
+        assert!(parse(&many(WATCHED_MAX + 1)).unwrap_err().contains("1024"));
+    }
+}

@@ -1,0 +1,96 @@
+//! The images that are watched: their plans, open files and attached sites.
+//!
+//! In: plans from `targets`, attach outcomes from `kernel`. Out: what a cookie or a process's executable stands for.
+
+use crate::{
+    kernel::attach::Attached,
+    targets::plan::{ProbePlan, ProbeSite, TaskType},
+};
+use leakmon_ebpf::abi::{Cookie, Role};
+use std::{fs::File, sync::Arc};
+
+/// Images that can be watched at once; the cookie's bits would allow 65,536.
+pub const IMAGES_MAX: usize = 1024;
+
+/// One watched image.
+#[derive(Debug)]
+pub struct Image {
+    /// Where it is probed.
+    pub plan: ProbePlan,
+    /// The file that was analysed; what the probes hang on.
+    pub file: Arc<File>,
+    /// Which sites are attached.
+    pub attached: Attached,
+}
+
+impl Image {
+    /// How many attached sites have this role.
+    #[must_use]
+    pub fn attached_of(&self, role: Role) -> u64 {
+        self.attached_sites().filter(|site| site.role == role).count() as u64
+    }
+
+    /// How many attached sites the kernel single-steps.
+    #[must_use]
+    pub fn attached_slow(&self) -> u64 {
+        self.attached_sites().filter(|site| !site.cheap).count() as u64
+    }
+
+    /// Why not everything is followed, one sentence; `None` where everything is.
+    #[must_use]
+    pub fn shortfall(&self) -> Option<String> {
+        let refused = self.attached.refused.first();
+        let reason = refused.map(|(_, reason)| reason).or(self.plan.problems.first())?;
+        let count = self.attached.refused.len() + self.plan.problems.len();
+        Some(match count {
+            1 => reason.clone(),
+            _ => format!("{reason} (and {} more)", count - 1),
+        })
+    }
+
+    fn attached_sites(&self) -> impl Iterator<Item = &ProbeSite> {
+        self.attached.sites.iter().filter_map(|index| self.plan.sites.get(*index))
+    }
+}
+
+/// All watched images, by their number.
+#[derive(Debug, Default)]
+pub struct Images(Vec<Image>);
+
+impl Images {
+    /// The number that the next image gets; `None` where there is no room.
+    #[must_use]
+    pub fn next_number(&self) -> Option<u32> {
+        u32::try_from(self.0.len()).ok().filter(|_| self.0.len() < IMAGES_MAX)
+    }
+
+    /// Adds an image under [`Self::next_number`].
+    pub fn add(&mut self, image: Image) {
+        self.0.push(image);
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Image> {
+        self.0.iter()
+    }
+
+    /// The image of a file.
+    #[must_use]
+    pub fn of_file(&self, device: u64, inode: u64) -> Option<&Image> {
+        self.0.iter().find(|image| image.plan.image.device == device && image.plan.image.inode == inode)
+    }
+
+    /// The image of a cookie.
+    #[must_use]
+    pub fn of_cookie(&self, cookie: Cookie) -> Option<&Image> {
+        self.0.get(cookie.image() as usize)
+    }
+
+    /// The site of a cookie, and the type of the tasks that are born there.
+    #[must_use]
+    pub fn site(&self, cookie: Cookie) -> Option<(&ProbeSite, Option<&TaskType>)> {
+        let plan = &self.of_cookie(cookie)?.plan;
+        let site = plan.sites.get(cookie.site() as usize)?;
+        Some((site, site.task_type.and_then(|index| plan.task_types.get(index))))
+    }
+}

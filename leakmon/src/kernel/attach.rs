@@ -1,0 +1,129 @@
+//! Attaching the programs to probe sites.
+//!
+//! In: a plan's sites and an open image. Out: links, held until the image is no longer watched. A site is attached only if
+//! the image's bytes there are the instruction that was planned; leakmon never guesses an offset.
+
+use super::load::{Kernel, KernelError, program};
+use crate::targets::plan::{ProbePlan, ProbeSite};
+use aya::programs::{
+    UProbe,
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+};
+use leakmon_ebpf::abi::{Condition, Cookie, Kind, Role};
+use std::{
+    fs::File,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::PathBuf,
+};
+
+pub(super) const BIRTH: &str = "task_birth";
+pub(super) const END: &str = "task_end";
+pub(super) const EMPTY: &str = "empty";
+
+/// Links of all attached sites. Closing one takes a kernel grace period, so they are closed off the main path
+/// (`detach`).
+#[derive(Debug, Default)]
+pub struct Links(Vec<UProbeLink>);
+
+/// Who an image is to the programs, and for whom its sites count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageNumber {
+    /// Below [`Cookie::IMAGES_MAX`].
+    pub number: u32,
+    /// Whether all processes of the image are targets, not only those that are watched by number.
+    pub every_process: bool,
+}
+
+/// What attaching an image's sites came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Indices of the attached sites in the plan.
+    pub sites: Vec<usize>,
+    /// Sites that were refused, each with its reason.
+    pub refused: Vec<(usize, String)>,
+}
+
+/// The cookie of site `index` of a plan.
+#[must_use]
+pub fn cookie(plan: &ProbePlan, index: usize, image: ImageNumber) -> Option<Cookie> {
+    let site = plan.sites.get(index)?;
+    let site_number = u32::try_from(index).ok().filter(|number| *number < Cookie::SITES_MAX)?;
+    let number = Some(image.number).filter(|number| *number < Cookie::IMAGES_MAX)?;
+    let kind = site.task_type.and_then(|index| plan.task_types.get(index)).map_or(Kind::Task, |task_type| task_type.kind);
+    let cookie = Cookie::new(site.register, site.role, site.condition, kind, site_number, number);
+    Some(if image.every_process { cookie.for_every_process() } else { cookie })
+}
+
+impl Kernel {
+    /// Attaches all sites of a plan to the image that `file` has open. Ends are attached before births, so that no task is
+    /// seen to be born whose end can't be seen. A site that can't be attached is reported, not fatal.
+    ///
+    /// # Errors
+    /// Where the programs are not there.
+    pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<Attached, KernelError> {
+        // Through the descriptor the probe reaches exactly the file that was analysed, whatever its path names now.
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let mut outcome = Attached::default();
+        for role in [Role::End, Role::Birth] {
+            let name = match (self.settings.empty_programs, role) {
+                (true, _) => EMPTY,
+                (false, Role::Birth) => BIRTH,
+                (false, Role::End) => END,
+            };
+            let uprobe: &mut UProbe = program(&mut self.ebpf, name)?;
+            for (index, site) in plan.sites.iter().enumerate().filter(|(_, site)| site.role == role) {
+                let attached = verify(site, file).and_then(|()| {
+                    let cookie = cookie(plan, index, image).ok_or("the plan has too many sites")?;
+                    let location = UProbeAttachLocation::AbsoluteOffset(site.file_offset);
+                    let point = UProbeAttachPoint { location, cookie: Some(cookie.0) };
+                    let id = uprobe.attach(point, &path, UProbeScope::AllProcesses).map_err(|error| chain(&error))?;
+                    uprobe.take_link(id).map_err(|error| chain(&error))
+                });
+                match attached {
+                    Ok(link) => {
+                        self.links.0.push(link);
+                        outcome.sites.push(index);
+                    }
+                    Err(reason) => outcome.refused.push((index, reason)),
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// How many sites are attached.
+    #[must_use]
+    pub fn attached_sites(&self) -> usize {
+        self.links.0.len()
+    }
+}
+
+/// Checks that the file still has the planned instruction at the site's offset.
+fn verify(site: &ProbeSite, file: &File) -> Result<(), String> {
+    if site.bytes.is_empty() {
+        return Err(format!("the plan has no instruction at offset {:#x}", site.file_offset));
+    }
+    if site.condition != Condition::Always && !site.cheap {
+        return Err(format!("the site at offset {:#x} has a condition but is no branch", site.file_offset));
+    }
+    let mut found = vec![0; site.bytes.len()];
+    file.read_exact_at(&mut found, site.file_offset)
+        .map_err(|error| format!("the image can't be read at offset {:#x}: {error}", site.file_offset))?;
+    if found == site.bytes {
+        Ok(())
+    } else {
+        Err(format!("the image has changed at offset {:#x}", site.file_offset))
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,323 @@
+//! Loading the BPF programs, and the one handle to all that they keep.
+//!
+//! In: the embedded object and [`Settings`]. Out: [`Kernel`]. Attaching is in `attach`, the tables' form in `tables`.
+
+use super::{
+    attach::Links,
+    btf::{BtfError, KernelOffsets},
+    object::{self, ObjectError},
+    ring::EventRing,
+    tables::Table,
+};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{MapData, MapError, PerCpuArray, RingBuf},
+    programs::{ProgramError, RawTracePoint, TestRun, UProbe},
+};
+use leakmon_ebpf::abi::{
+    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, Loss, RING_BYTES, STACKS_ENTRIES_MAX, Stack, TargetEntry,
+    TargetId, Totals,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// What the programs are loaded with. Entry counts are bounds of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Tasks that can be followed at once.
+    pub live_entries_max: u32,
+    /// Stacks that can be kept.
+    pub stacks_entries_max: u32,
+    /// Pairs of target and stack that can be counted.
+    pub counts_entries_max: u32,
+    /// Bytes of the event ring, a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Whether stacks are walked.
+    pub walk_stacks: bool,
+    /// Whether every birth and end is sent.
+    pub trace: bool,
+    /// Whether the programs log.
+    pub debug: bool,
+    /// Whether sites get programs that do nothing: the floor that benchmarks compare with.
+    pub empty_programs: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            live_entries_max: LIVE_ENTRIES_MAX,
+            stacks_entries_max: STACKS_ENTRIES_MAX,
+            counts_entries_max: COUNTS_ENTRIES_MAX,
+            ring_bytes: RING_BYTES,
+            walk_stacks: true,
+            trace: false,
+            debug: false,
+            empty_programs: false,
+        }
+    }
+}
+
+/// Why the BPF side can't be used. Every one means that this host can't be probed (exit code 4).
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A capability is missing.
+    #[error("needs {0}: run leakmon as root, or give it that capability")]
+    Capability(&'static str),
+    /// There are no programs to load.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// The kernel's layout can't be known.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// The object could not be loaded.
+    #[error("the kernel refused leakmon's BPF programs or maps: {0}: `leakmon doctor` says what is missing")]
+    Load(#[from] EbpfError),
+    /// A program was refused.
+    #[error("the kernel refused the BPF program `{0}`: {1}: `leakmon doctor` says what is missing")]
+    Program(&'static str, ProgramError),
+    /// The object lacks a program.
+    #[error("the BPF object has no program `{0}`: run `cargo xtask build-ebpf` and build leakmon again")]
+    NoProgram(&'static str),
+    /// The object lacks a map.
+    #[error("the BPF object has no map `{0}`: run `cargo xtask build-ebpf` and build leakmon again")]
+    NoMap(&'static str),
+    /// A map is not of the expected form.
+    #[error("the BPF map `{0}` can't be used: {1}")]
+    Map(&'static str, MapError),
+    /// The ring can't be waited on.
+    #[error("the event ring can't be waited on: {0}")]
+    Ring(std::io::Error),
+}
+
+/// The tracepoint programs and where each is attached.
+const TRACEPOINTS: [(&str, &str); 3] = [
+    ("process_fork", "task_newtask"),
+    ("process_exec", "sched_process_exec"),
+    ("process_exit", "sched_process_exit"),
+];
+
+const SWEEP: &str = "sweep_live";
+
+/// In `WATCHED`: descendants are watched too (`FOLLOW` in `leakmon-ebpf/src/maps.rs`).
+const FOLLOW: u32 = 1;
+
+/// Loaded programs, their maps and their links. Dropping it detaches everything.
+
+pub struct Kernel {
+    pub(super) ebpf: Ebpf,
+    pub(super) links: Links,
+    pub(super) settings: Settings,
+    counts: Table<CountKey, CountValue, 16, { size_of::<CountValue>() }>,
+    stacks: Table<u64, Stack, 8, { size_of::<Stack>() }>,
+    targets: Table<u32, TargetEntry, 4, { size_of::<TargetEntry>() }>,
+    totals: Table<u64, Totals, 8, { size_of::<Totals>() }>,
+    watched: Table<u32, u32, 4, 4>,
+    purged: Table<u64, u32, 8, 4>,
+    loss: PerCpuArray<MapData, u64>,
+    sweeps: u64,
+}
+
+impl Kernel {
+    /// Loads the embedded object and attaches the process tracepoints. No probe site is attached yet.
+    ///
+    /// # Errors
+    /// [`KernelError`] where this host can't be probed.
+    pub fn load(settings: Settings) -> Result<(Self, EventRing), KernelError> {
+        super::host::require_capabilities()?;
+        let mut ebpf = load_ebpf(settings)?;
+        if settings.debug {
+            forward_logs(&mut ebpf);
+        }
+        let ring = ebpf.take_map("EVENTS").ok_or(KernelError::NoMap("EVENTS"))?;
+        let ring = RingBuf::try_from(ring).map_err(|error| KernelError::Map("EVENTS", error))?;
+        let loss = ebpf.take_map("LOSS").ok_or(KernelError::NoMap("LOSS"))?;
+        let kernel = Self {
+            counts: Table::take(&mut ebpf, "COUNTS")?,
+            stacks: Table::take(&mut ebpf, "STACKS")?,
+            targets: Table::take(&mut ebpf, "TARGETS")?,
+            totals: Table::take(&mut ebpf, "TOTALS")?,
+            watched: Table::take(&mut ebpf, "WATCHED")?,
+            purged: Table::take(&mut ebpf, "PURGED")?,
+            loss: PerCpuArray::try_from(loss).map_err(|error| KernelError::Map("LOSS", error))?,
+            links: Links::default(),
+            ebpf,
+            settings,
+            sweeps: 0,
+        };
+        Ok((kernel, EventRing::new(ring)?))
+    }
+
+    /// Loads everything and lets it go again: says whether this kernel accepts the programs.
+    ///
+    /// # Errors
+    /// [`KernelError`] where it does not.
+    pub(super) fn load_for_trial(settings: Settings) -> Result<(), KernelError> {
+        load_ebpf(settings).map(drop)
+    }
+
+    /// Watches a process by its number, with its descendants where `follow` says so.
+    ///
+    /// # Errors
+    /// Where too many processes are watched already.
+    pub fn watch(&mut self, tgid: u32, follow: bool) -> Result<(), KernelError> {
+        let flags = if follow { FOLLOW } else { 0 };
+        self.watched.insert(&tgid, &flags).map_err(|error| KernelError::Map("WATCHED", error))
+    }
+
+    /// Stops watching a process. What was counted stays.
+    pub fn unwatch(&mut self, tgid: u32) {
+        self.watched.remove(&tgid);
+    }
+
+    /// All counters.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(CountKey, CountValue)> {
+        self.counts.entries()
+    }
+
+    /// A stack by its key; `None` where the table was full when it was met.
+    #[must_use]
+    pub fn stack(&self, id: u64) -> Option<Stack> {
+        self.stacks.get(&id)
+    }
+
+    /// Who a process is now.
+    #[must_use]
+    pub fn target(&self, tgid: u32) -> Option<TargetEntry> {
+        self.targets.get(&tgid)
+    }
+
+    /// What is counted per target and not per stack.
+    #[must_use]
+    pub fn totals(&self, target: TargetId) -> Option<Totals> {
+        self.totals.get(&target.0)
+    }
+
+    /// What the programs could not do, in the order of [`Loss::ALL`].
+    #[must_use]
+    pub fn loss(&self) -> [u64; Loss::ALL.len()] {
+        let of_reason = |reason: Loss| {
+            self.loss.get(&(reason as u32), 0).map_or(0, |per_processor| per_processor.iter().sum())
+        };
+        Loss::ALL.map(of_reason)
+    }
+
+    /// Finds the oldest live task of every stack: afterwards an entry of [`Self::counts`] whose `swept` is the returned
+    /// number has it in `oldest_born_ns`.
+    ///
+    /// # Errors
+    /// Where the kernel can't run the program.
+    pub fn sweep(&mut self) -> Result<u64, KernelError> {
+        self.sweeps += 1;
+        let number = self.sweeps;
+        let program: &mut RawTracePoint = program(&mut self.ebpf, SWEEP)?;
+        let mut options = aya::programs::RawTracePointRunOptions::new();
+        options.args[0] = number;
+        program.test_run(options).map_err(|error| KernelError::Program(SWEEP, error))?;
+        Ok(number)
+    }
+
+    /// Forgets targets: their live tasks, counters and totals. Stacks stay, since targets share them.
+    ///
+    /// # Errors
+    /// Where the kernel can't run the sweep.
+    pub fn forget(&mut self, gone: &[TargetId]) -> Result<(), KernelError> {
+        for target in gone {
+            let _bounded_by_targets = self.purged.insert(&target.0, &0);
+        }
+        let swept = self.sweep();
+        let of_gone: Vec<CountKey> = self
+            .counts
+            .entries()
+            .into_iter()
+            .filter_map(|(key, _)| gone.contains(&TargetId(key.target)).then_some(key))
+            .collect();
+        for key in &of_gone {
+            self.counts.remove(key);
+        }
+        for target in gone {
+            self.totals.remove(&target.0);
+            self.purged.remove(&target.0);
+        }
+        swept.map(|_| ())
+    }
+
+    /// Capacities of the maps that fill up with use.
+    #[must_use]
+    pub const fn capacities(&self) -> [(&'static str, u32); 4] {
+        [
+            ("live", self.settings.live_entries_max),
+            ("counts", self.counts.capacity()),
+            ("stacks", self.stacks.capacity()),
+            ("targets", self.targets.capacity()),
+        ]
+    }
+}
+
+fn load_ebpf(settings: Settings) -> Result<Ebpf, KernelError> {
+    let mut ebpf = load_object(object::embedded()?, settings, KernelOffsets::of_running_kernel()?)?;
+    load_programs(&mut ebpf)?;
+    Ok(ebpf)
+}
+
+fn load_object(object: &[u8], settings: Settings, offsets: KernelOffsets) -> Result<Ebpf, KernelError> {
+    let flag = |set: bool| u32::from(set);
+    let (walk, trace, debug) = (flag(settings.walk_stacks), flag(settings.trace), flag(settings.debug));
+    Ok(EbpfLoader::new()
+        .map_max_entries("LIVE", settings.live_entries_max)
+        .map_max_entries("STACKS", settings.stacks_entries_max)
+        .map_max_entries("COUNTS", settings.counts_entries_max)
+        .map_max_entries("EVENTS", settings.ring_bytes)
+        .override_global("WALK_STACKS", &walk, true)
+        .override_global("TRACE", &trace, true)
+        .override_global("DEBUG", &debug, true)
+        .override_global("TASK_TGID_OFFSET", &offsets.task_tgid, true)
+        .override_global("TASK_SIGNAL_OFFSET", &offsets.task_signal, true)
+        .override_global("SIGNAL_LIVE_OFFSET", &offsets.signal_live, true)
+        .load(object)?)
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    for name in [super::attach::BIRTH, super::attach::END, super::attach::EMPTY] {
+        let program: &mut UProbe = program(ebpf, name)?;
+        program.load().map_err(|error| KernelError::Program(name, error))?;
+    }
+    for (name, tracepoint) in TRACEPOINTS {
+        let program: &mut RawTracePoint = program(ebpf, name)?;
+        program.load().map_err(|error| KernelError::Program(name, error))?;
+        program.attach(tracepoint).map_err(|error| KernelError::Program(name, error))?;
+    }
+    let sweep: &mut RawTracePoint = program(ebpf, SWEEP)?;
+    sweep.load().map_err(|error| KernelError::Program(SWEEP, error))
+}
+
+/// A program of the object, as its type.
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(KernelError::NoProgram(name))?;
+    program.try_into().map_err(|error| KernelError::Program(name, error))
+}
+
+/// Sends the programs' log lines to this process's log. Without a reader they would fill their own ring and be lost.
+fn forward_logs(ebpf: &mut Ebpf) {
+    let logger = match aya_log::EbpfLogger::init(ebpf) {
+        Ok(logger) => logger,
+        Err(error) => {
+            tracing::warn!("the BPF programs' log can't be read: {error}");
+            return;
+        }
+    };
+    // SAFETY: the logger owns its descriptor and returns the same one until it is dropped.
+    let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+    let Ok(mut logger) = registered else {
+        tracing::warn!("the BPF programs' log can't be waited on");
+        return;
+    };
+    tokio::spawn(async move {
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+}

@@ -1,0 +1,17 @@
+//! ALL BPF system calls: loading, attaching, the event ring, the maps.
+//!
+//! In: probe plans from `targets`, and what the BPF programs left in their maps. Out: [`event::Event`]s and counters, as
+//! plain data. It decides nothing: which process is watched, what a count means and when to look is said by the caller.
+
+pub mod attach;
+pub mod btf;
+pub mod clock;
+pub mod detach;
+pub mod event;
+pub mod host;
+pub mod load;
+pub mod object;
+pub mod ring;
+pub mod tables;
+
+pub use load::{Kernel, KernelError, Settings};

@@ -1,0 +1,177 @@
+//! Counts, ages and verdicts.
+//!
+//! In: [`Event`]s, the kernel's counters, and a time. Out: what is live, per target and stack. Pure: no IO, no clock, no
+//! names. The kernel's counters are the truth; an event only brings them sooner.
+
+use crate::kernel::event::Event;
+use leakmon_ebpf::abi::{Cookie, CountKey, CountValue, TargetId, Totals};
+use std::collections::{BTreeMap, HashMap};
+
+/// Targets that are remembered at once, the dead ones that are still shown included.
+pub const TARGETS_MAX: usize = 8192;
+
+/// Stacks that are remembered over all targets; `COUNTS` holds fewer unless it is configured larger.
+pub const STACKS_MAX: usize = 1 << 18;
+
+/// One stack in one target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StackKey {
+    /// The process.
+    pub target: TargetId,
+    /// Key in the kernel's stack table.
+    pub stack: u64,
+}
+
+/// What is known of one stack in one target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackCount {
+    /// The birth site.
+    pub cookie: Cookie,
+    /// Tasks born so far.
+    pub born: u64,
+    /// Of them, ended so far.
+    pub ended: u64,
+    /// Birth of the oldest that is alive, as of the last sweep; `CLOCK_MONOTONIC` nanoseconds.
+    pub oldest_born_ns: Option<u64>,
+}
+
+impl StackCount {
+    /// Tasks alive. An end can be seen before its birth where two processors report out of order: never below zero.
+    #[must_use]
+    pub const fn live(&self) -> u64 {
+        self.born.saturating_sub(self.ended)
+    }
+}
+
+/// What is known of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// When it was first seen.
+    pub since_ns: u64,
+    /// When its last thread went; what was live then stays live in the report.
+    pub exited_ns: Option<u64>,
+    /// What is counted per target and not per stack.
+    pub totals: Totals,
+}
+
+/// Everything that is known of live tasks. One owner changes it, by [`Self::apply`] and [`Self::read`].
+#[derive(Debug, Default)]
+pub struct Live {
+    targets: BTreeMap<TargetId, Target>,
+    stacks: HashMap<StackKey, StackCount>,
+    refused: Refused,
+}
+
+/// What found no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Targets beyond [`TARGETS_MAX`], counted at each sight.
+    pub targets: u64,
+    /// Stacks beyond [`STACKS_MAX`], counted at each sight.
+    pub stacks: u64,
+}
+
+impl Live {
+    /// Takes one event.
+    pub fn apply(&mut self, event: &Event) {
+        match *event {
+            Event::Stack { target, stack, cookie, time_ns } => {
+                self.target(target, time_ns);
+                self.raise(StackKey { target, stack }, cookie, 1, 0);
+            }
+            Event::Changed { target, stack, born, ended, .. } => {
+                if let Some(count) = self.stacks.get_mut(&StackKey { target, stack }) {
+                    count.born = count.born.max(born);
+                    count.ended = count.ended.max(ended);
+                }
+            }
+            Event::Target { target, time_ns } => {
+                self.target(target, time_ns);
+            }
+            Event::Exec { target, before, time_ns, .. } => {
+                if let Some(before) = before {
+                    self.exited(before, time_ns);
+                }
+                if let Some(target) = target {
+                    self.target(target, time_ns);
+                }
+            }
+            Event::Exit { target, time_ns } => self.exited(target, time_ns),
+            Event::Fork { .. } | Event::Birth { .. } | Event::End { .. } => {}
+        }
+    }
+
+    /// Takes the kernel's counters. `sweep` is the number of the sweep that was just run, if one was: an entry that it
+    /// did not touch has no live task.
+    pub fn read(&mut self, entries: &[(CountKey, CountValue)], sweep: Option<u64>, now_ns: u64) {
+        for (key, value) in entries {
+            let key = StackKey { target: TargetId(key.target), stack: key.stack };
+            self.target(key.target, now_ns);
+            self.raise(key, Cookie(value.cookie), value.born, value.ended);
+            if let (Some(sweep), Some(count)) = (sweep, self.stacks.get_mut(&key)) {
+                count.oldest_born_ns = (value.swept == sweep).then_some(value.oldest_born_ns);
+            }
+        }
+    }
+
+    /// Takes what the kernel counted of one target beside its stacks.
+    pub fn set_totals(&mut self, target: TargetId, totals: Totals) {
+        if let Some(known) = self.targets.get_mut(&target) {
+            known.totals = totals;
+        }
+    }
+
+    /// Notes that a target's process is gone. What it held stays until [`Self::forget`].
+    pub fn exited(&mut self, target: TargetId, time_ns: u64) {
+        if let Some(known) = self.targets.get_mut(&target) {
+            known.exited_ns.get_or_insert(time_ns);
+        }
+    }
+
+    /// Drops a target and its stacks.
+    pub fn forget(&mut self, target: TargetId) {
+        self.targets.remove(&target);
+        self.stacks.retain(|key, _| key.target != target);
+    }
+
+    /// The targets, by process.
+    pub fn targets(&self) -> impl Iterator<Item = (TargetId, &Target)> {
+        self.targets.iter().map(|(id, target)| (*id, target))
+    }
+
+    /// The stacks, in no order.
+    pub fn stacks(&self) -> impl Iterator<Item = (StackKey, &StackCount)> {
+        self.stacks.iter().map(|(key, count)| (*key, count))
+    }
+
+    /// What found no room so far.
+    #[must_use]
+    pub const fn refused(&self) -> Refused {
+        self.refused
+    }
+
+    fn target(&mut self, target: TargetId, time_ns: u64) {
+        if self.targets.len() >= TARGETS_MAX && !self.targets.contains_key(&target) {
+            self.refused.targets += 1;
+            return;
+        }
+        let totals = Totals { unmatched_ends: 0, replaced: 0, untracked: 0 };
+        self.targets.entry(target).or_insert(Target { since_ns: time_ns, exited_ns: None, totals });
+    }
+
+    /// Raises a stack's counters to these. They never fall: the kernel's are cumulative, and an event may be older than
+    /// what was read.
+    fn raise(&mut self, key: StackKey, cookie: Cookie, born: u64, ended: u64) {
+        if self.stacks.len() >= STACKS_MAX && !self.stacks.contains_key(&key) {
+            self.refused.stacks += 1;
+            return;
+        }
+        let fresh = StackCount { cookie, born: 0, ended: 0, oldest_born_ns: None };
+        let count = self.stacks.entry(key).or_insert(fresh);
+        count.born = count.born.max(born);
+        count.ended = count.ended.max(ended);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,422 @@
+//! What `/proc` says of processes: who they are, which code they map, which executable they run.
+//!
+//! In: tgids. Out: plain data, and open files that stay good after the process has gone. It reads no ELF and no memory.
+//! Everything here is text that a target can choose (its paths, its name), so each read has a bound.
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Lines of `maps` that are read: the default of `vm.max_map_count` is 65,530 (`include/linux/mm.h`).
+pub const MAPS_LINES_MAX: usize = 65_536;
+/// Bytes of a line of `maps` that are kept: `PATH_MAX` is 4,096, each byte of it may be escaped as `\012`, and the
+/// fields before it need less than 128.
+pub const MAPS_LINE_BYTES_MAX: usize = 4 * 4_096 + 128;
+/// Bytes of `stat` that are read: 52 numbers of at most 20 digits and a name of at most 64 bytes.
+const STAT_BYTES_MAX: u64 = 4_096;
+
+/// Why something about a process can't be known.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It has ended: normal at any moment.
+    #[error("process {tgid} has ended")]
+    Gone {
+        /// The process.
+        tgid: u32,
+    },
+    /// It exists and runs no executable file.
+    #[error("process {tgid} is a kernel thread and runs no executable; name a process of a program")]
+    NoExecutable {
+        /// The process.
+        tgid: u32,
+    },
+    /// The kernel refuses to tell.
+    #[error("reading {what} of process {tgid} is not permitted; run as root, or with CAP_SYS_PTRACE")]
+    Denied {
+        /// The process.
+        tgid: u32,
+        /// The entry of `/proc/PID`.
+        what: String,
+    },
+    /// What is mapped there is no regular file, or another one by now.
+    #[error("{what} of process {tgid} is no longer the file that was mapped")]
+    Replaced {
+        /// The process.
+        tgid: u32,
+        /// The entry of `/proc/PID`.
+        what: String,
+    },
+    /// The text is not what the kernel writes.
+    #[error("{what} of process {tgid} has an unknown form; is /proc a procfs?")]
+    Malformed {
+        /// The process.
+        tgid: u32,
+        /// The entry of `/proc/PID`.
+        what: String,
+    },
+    /// Anything else.
+    #[error("reading {what} of process {tgid}: {source}")]
+    Io {
+        /// The process.
+        tgid: u32,
+        /// The entry of `/proc/PID`.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl ProcessError {
+    /// Sorts an error of reading `what` of a process.
+    fn new(tgid: u32, what: &str, source: io::Error) -> Self {
+        let what = what.to_owned();
+        match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH) => Self::Gone { tgid },
+            Some(libc::EACCES | libc::EPERM) => Self::Denied { tgid, what },
+            _ => Self::Io { tgid, what, source },
+        }
+    }
+
+    /// Whether the process has merely ended.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone { .. })
+    }
+}
+
+/// One executable mapping of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// Address after the last.
+    pub end: u64,
+    /// Offset in the file of the first byte.
+    pub file_offset: u64,
+    /// Device of the file as the kernel's mapping has it, encoded as `st_dev` is. On overlayfs and btrfs it can differ
+    /// from the file's own `st_dev`.
+    pub device: u64,
+    /// Inode of the file; 0 where no file is mapped.
+    pub inode: u64,
+    /// Path in the process's own root, or a name such as `[vdso]`, or empty. Untrusted.
+    pub path: PathBuf,
+    /// Whether the kernel marked the file as deleted. A file may also simply be called so.
+    pub deleted: bool,
+}
+
+impl Mapping {
+    /// Whether a file is mapped.
+    #[must_use]
+    pub const fn has_file(&self) -> bool {
+        self.inode != 0
+    }
+}
+
+/// The executable mappings of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mappings {
+    /// By ascending address.
+    pub executable: Vec<Mapping>,
+    /// Lines left out: they were too long, of an unknown form, or beyond [`MAPS_LINES_MAX`] (those count as one).
+    pub refused: u64,
+}
+
+/// The processes that exist now, threads not included, by ascending tgid.
+///
+/// # Errors
+/// `/proc` can't be read.
+pub fn tgids() -> io::Result<Vec<u32>> {
+    let mut tgids = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        // An entry that vanishes while the directory is read is a process that has ended.
+        let Ok(entry) = entry else { continue };
+        if let Some(tgid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            tgids.push(tgid);
+        }
+    }
+    tgids.sort_unstable();
+    Ok(tgids)
+}
+
+/// When a process was started, in clock ticks since boot (field 22 of `/proc/PID/stat`). It survives exec.
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn start_time_ticks(tgid: u32) -> Result<u64, ProcessError> {
+    let (_, ticks) = read_stat(tgid)?;
+    Ok(ticks)
+}
+
+/// Path of the executable as the process sees it, ` (deleted)` included. Only to be shown: open it with [`ProcessImage`].
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn executable_path(tgid: u32) -> Result<PathBuf, ProcessError> {
+    std::fs::read_link(format!("/proc/{tgid}/exe")).map_err(|source| without_executable(tgid, source))
+}
+
+/// The executable mappings of a process. Empty while it exits.
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn executable_mappings(tgid: u32) -> Result<Mappings, ProcessError> {
+    let file = File::open(format!("/proc/{tgid}/maps")).map_err(|source| ProcessError::new(tgid, "maps", source))?;
+    read_mappings(BufReader::with_capacity(1 << 16, file)).map_err(|source| ProcessError::new(tgid, "maps", source))
+}
+
+/// The executable of a process, open.
+#[derive(Debug)]
+pub struct ProcessImage {
+    /// Open for reading; stays good when the file is deleted or the process ends.
+    pub file: File,
+    /// `st_dev` of the file.
+    pub device: u64,
+    /// `st_ino` of the file.
+    pub inode: u64,
+    /// [`executable_path`].
+    pub path: PathBuf,
+}
+
+impl ProcessImage {
+    /// Opens what the process runs, through the link `/proc/PID/exe`: right for deleted files and in other mount
+    /// namespaces.
+    ///
+    /// # Errors
+    /// See [`ProcessError`].
+    pub fn open(tgid: u32) -> Result<Self, ProcessError> {
+        let path = executable_path(tgid)?;
+        let file = File::open(format!("/proc/{tgid}/exe")).map_err(|source| without_executable(tgid, source))?;
+        let metadata = file
+            .metadata()
+            .map_err(|source| ProcessError::new(tgid, "exe", source))?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            file,
+            path,
+        })
+    }
+}
+
+/// Opens the file of a mapping: through `map_files`, which leads to the very file that is mapped, else by its path
+/// inside the process's root, and then only if device and inode are those of the mapping.
+///
+/// # Errors
+/// See [`ProcessError`]; `Replaced` also where a device or anything else but a regular file is mapped.
+pub fn open_mapping(tgid: u32, mapping: &Mapping) -> Result<File, ProcessError> {
+    let what = format!("map_files/{:x}-{:x}", mapping.start, mapping.end);
+    let link = format!("/proc/{tgid}/{what}");
+    match open_regular(Path::new(&link)) {
+        Ok(Some(file)) => return Ok(file),
+        Ok(None) => return Err(ProcessError::Replaced { tgid, what }),
+        // Refused without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE (fs/proc/base.c, proc_map_files_get_link).
+        Err(source) if matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {}
+        Err(source) => return Err(ProcessError::new(tgid, &what, source)),
+    }
+    let root = open_root(tgid)?;
+    let file = open_in_root(&root, &mapping.path).map_err(|source| match source.raw_os_error() {
+        Some(libc::ENOENT) => ProcessError::Replaced {
+            tgid,
+            what: what.clone(),
+        },
+        _ => ProcessError::new(tgid, "root", source),
+    })?;
+    let metadata = file
+        .metadata()
+        .map_err(|source| ProcessError::new(tgid, "root", source))?;
+    if metadata.ino() != mapping.inode || metadata.dev() != mapping.device {
+        return Err(ProcessError::Replaced { tgid, what });
+    }
+    Ok(file)
+}
+
+/// Opens the root directory of a process, for [`open_in_root`]. It keeps the root's mount busy while it is open.
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn open_root(tgid: u32) -> Result<File, ProcessError> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(format!("/proc/{tgid}/root"))
+        .map_err(|source| ProcessError::new(tgid, "root", source))
+}
+
+/// Opens a regular file by its path below `root`, and nothing outside: links and `..` are resolved as if `root` were `/`.
+///
+/// # Errors
+/// What `openat2` (Linux 5.6) says; `ENOENT` also where the path leads to anything but a regular file.
+pub fn open_in_root(root: &File, path: &Path) -> io::Result<File> {
+    // O_NONBLOCK: a FIFO put there by the target must not hold us.
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let file = File::from(nix::fcntl::openat2(root, path, how)?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+    }
+}
+
+/// Opens a path that may be a device or a FIFO, without touching it if so (`None`).
+fn open_regular(path: &Path) -> io::Result<Option<File>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Ok(None);
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    Ok(file.metadata()?.is_file().then_some(file))
+}
+
+/// The link `exe` is missing for a kernel thread and for a process that is ending.
+fn without_executable(tgid: u32, source: io::Error) -> ProcessError {
+    if source.raw_os_error() == Some(libc::ENOENT) {
+        return match read_stat(tgid) {
+            Ok((b'Z' | b'X', _)) => ProcessError::Gone { tgid },
+            Ok(_) => ProcessError::NoExecutable { tgid },
+            Err(error) => error,
+        };
+    }
+    ProcessError::new(tgid, "exe", source)
+}
+
+/// State (field 3) and start time (field 22) of `/proc/PID/stat`.
+fn read_stat(tgid: u32) -> Result<(u8, u64), ProcessError> {
+    let mut text = Vec::new();
+    File::open(format!("/proc/{tgid}/stat"))
+        .and_then(|file| file.take(STAT_BYTES_MAX).read_to_end(&mut text))
+        .map_err(|source| ProcessError::new(tgid, "stat", source))?;
+    parse_stat(&text).ok_or_else(|| ProcessError::Malformed {
+        tgid,
+        what: "stat".to_owned(),
+    })
+}
+
+/// Fields 3 and 22 (`man 5 proc_pid_stat`). The name (field 2) is in parentheses and may hold any byte, so the fields
+/// are counted from the last closing parenthesis.
+fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
+    let name_end = text.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(text.get(name_end + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    // The state is field 3, so 18 lie between it and field 22.
+    let ticks = fields.nth(18)?.parse().ok()?;
+    Some((state, ticks))
+}
+
+/// Reads the text of `maps` line by line, keeping what is executable.
+fn read_mappings(mut text: impl BufRead) -> io::Result<Mappings> {
+    let mut mappings = Mappings::default();
+    let mut line = Vec::new();
+    for _ in 0..MAPS_LINES_MAX {
+        line.clear();
+        if text
+            .by_ref()
+            .take(MAPS_LINE_BYTES_MAX as u64)
+            .read_until(b'\n', &mut line)?
+            == 0
+        {
+            return Ok(mappings);
+        }
+        if line.last() != Some(&b'\n') && line.len() == MAPS_LINE_BYTES_MAX {
+            mappings.refused += 1;
+            skip_line(&mut text)?;
+            continue;
+        }
+        match parse_line(line.strip_suffix(b"\n").unwrap_or(&line)) {
+            Some((mapping, true)) => mappings.executable.push(mapping),
+            Some((_, false)) => {}
+            None => mappings.refused += 1,
+        }
+    }
+    mappings.refused += u64::from(!text.fill_buf()?.is_empty());
+    Ok(mappings)
+}
+
+/// Drops the rest of a line that is too long to keep.
+fn skip_line(text: &mut impl BufRead) -> io::Result<()> {
+    loop {
+        let buffer = text.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let newline = buffer.iter().position(|byte| *byte == b'\n');
+        let used = newline.map_or(buffer.len(), |at| at + 1);
+        text.consume(used);
+        if newline.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+/// One line, without its newline: `start-end perms offset major:minor inode path` (fs/proc/task_mmu.c,
+/// show_map_vma), and whether it is executable. The path is all that follows the inode and its padding.
+fn parse_line(line: &[u8]) -> Option<(Mapping, bool)> {
+    let (range, rest) = split_field(line)?;
+    let (permissions, rest) = split_field(rest)?;
+    let (offset, rest) = split_field(rest)?;
+    let (device, rest) = split_field(rest)?;
+    let (inode, rest) = split_field(rest)?;
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (hexadecimal(start)?, hexadecimal(end)?);
+    let (major, minor) = device.split_once(':')?;
+    let inode = inode.parse().ok()?;
+    let padding = rest.iter().position(|byte| *byte != b' ').unwrap_or(rest.len());
+    let shown = &rest[padding..];
+    let undeleted = shown.strip_suffix(b" (deleted)").filter(|_| inode != 0);
+    let mapping = Mapping {
+        start,
+        end,
+        file_offset: hexadecimal(offset)?,
+        device: nix::sys::stat::makedev(hexadecimal(major)?, hexadecimal(minor)?),
+        inode,
+        path: PathBuf::from(OsString::from_vec(unescape(undeleted.unwrap_or(shown)))),
+        deleted: undeleted.is_some(),
+    };
+    let executable = *permissions.as_bytes().get(2)? == b'x';
+    (start < end).then_some((mapping, executable))
+}
+
+/// The text up to the next space, and what follows that space.
+fn split_field(line: &[u8]) -> Option<(&str, &[u8])> {
+    let end = line.iter().position(|byte| *byte == b' ').unwrap_or(line.len());
+    let field = std::str::from_utf8(&line[..end])
+        .ok()
+        .filter(|field| !field.is_empty())?;
+    Some((field, line.get(end + 1..).unwrap_or_default()))
+}
+
+/// A number of hexadecimal digits alone; `from_str_radix` would take a sign too.
+fn hexadecimal(digits: &str) -> Option<u64> {
+    digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(())?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+/// Undoes the kernel's one escape in a path of `maps`: newline as `\012` (`seq_path(m, path, "\n")`). A backslash itself is
+/// not escaped, so a name that really holds `\012` reads as a newline: the path alone never decides what is opened.
+fn unescape(path: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, tail)) = rest.split_first() {
+        match rest.strip_prefix(br"\012") {
+            Some(after) => {
+                bytes.push(b'\n');
+                rest = after;
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests;
