@@ -1,0 +1,55 @@
+//! Spawns trivial tasks as fast as it can and prints what one costs: the victim of `cargo xtask bench`.
+//!
+//! `--tasks N` are timed in each phase, in batches of `--batch N` that are all alive at once.
+
+mod victim;
+
+use serde_json::json;
+use std::{io, time::Instant};
+use victim::{Arguments, Presence, Site};
+
+static TRIVIAL: Site = Site::new("trivial", "task", "spawn_all");
+static SPAWN_ALL: Site = Site::new("spawn_all", "task", "main");
+static SITES: [&Site; 2] = [&TRIVIAL, &SPAWN_ALL];
+
+fn main() -> io::Result<()> {
+    let arguments = Arguments::read(&["tasks", "batch"])?;
+    let batch = arguments.number("batch", 64).max(1);
+    let tasks = arguments.number("tasks", 100_000);
+    let runtime = victim::runtime(1)?;
+
+    // The first phase warms the allocator and the queues up.
+    victim::first_phase(&arguments)?;
+    runtime.block_on(timed(tasks, batch))?;
+    victim::second_phase(&arguments, &SITES)?;
+    let elapsed_ns = runtime.block_on(timed(tasks, batch))?;
+    let ns_per_task = elapsed_ns as f64 / tasks.max(1) as f64;
+    victim::leave(
+        &arguments,
+        &SITES,
+        json!({ "tasks": tasks, "ns_per_task": ns_per_task }),
+    )
+}
+
+async fn timed(tasks: usize, batch: usize) -> io::Result<u128> {
+    let elapsed_ns = tokio::spawn(spawn_all(tasks, batch, SPAWN_ALL.enter())).await??;
+    victim::settle(0).await;
+    Ok(elapsed_ns)
+}
+
+async fn spawn_all(tasks: usize, batch: usize, _presence: Presence) -> io::Result<u128> {
+    let mut handles = Vec::with_capacity(batch);
+    let started = Instant::now();
+    let mut left = tasks;
+    while left > 0 {
+        let now = left.min(batch);
+        handles.extend((0..now).map(|_| tokio::spawn(trivial(TRIVIAL.enter()))));
+        for handle in handles.drain(..) {
+            handle.await?;
+        }
+        left -= now;
+    }
+    Ok(started.elapsed().as_nanos())
+}
+
+async fn trivial(_presence: Presence) {}
