@@ -23,7 +23,7 @@ use crate::{
         event::Event,
         ring::EventRing,
     },
-    live::Live,
+    live::{Live, StackKey},
     self_metrics::{MapFill, SelfMetrics},
     targets::{self, plan::ProbePlan, processes::ProcessImage},
 };
@@ -242,7 +242,8 @@ impl Observer {
             }
             Event::Stack { target, stack, cookie, .. } => {
                 let stored = self.kernel.stack(stack);
-                self.names.want(target, stack, stored.as_ref(), self.images.of_cookie(cookie), cookie);
+                let key = StackKey { target, stack };
+                self.names.want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
             }
             _ => {}
         }
@@ -280,7 +281,7 @@ impl Observer {
         for (key, cookie) in missing {
             self.processes.see(key.target, &self.images);
             let stored = self.kernel.stack(key.stack);
-            self.names.want(key.target, key.stack, stored.as_ref(), self.images.of_cookie(cookie), cookie);
+            self.names.want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
         }
     }
 
