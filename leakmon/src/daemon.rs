@@ -113,7 +113,7 @@ impl Observer {
         for (index, reason) in &attached.refused {
             tracing::warn!("{path}: site {index} is not attached: {reason}");
         }
-        self.images.add(Image { plan, file: Arc::new(file), attached });
+        self.images.add(Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?);
         Ok(())
     }
 

@@ -11,14 +11,14 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;
     let duration = observation::progress(args.observe.duration, "watching; Ctrl-C prints the report");
-    let all_gone = observer.all_gone(args.exe.is_empty());
+    // Executables may get new processes at any time; numbers won't.
+    let until_all_gone = args.exe.is_empty();
     observer
-        .observe(async {
+        .observe(until_all_gone, async {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 () = duration => {}
-                () = all_gone => {}
             }
         })
         .await;

@@ -6,11 +6,12 @@
 mod attach;
 mod daemon;
 mod doctor;
+mod observation;
 mod probes;
 mod run;
 
 use crate::{
-    cli::{Cli, Command, FormatName, ObserveArgs},
+    cli::{Cli, Command, ObserveArgs},
     config::ConfigError,
     kernel::{KernelError, Settings},
     targets::{AnalyseError, processes::ProcessError},
@@ -70,7 +71,7 @@ impl Exit {
             Self::Done => ExitCode::SUCCESS,
             Self::Command(code) => ExitCode::from(code),
             Self::Failed(code, sentence) => {
-                let _closed = writeln!(io::stderr(), "leakmon: {sentence}");
+                say(&sentence);
                 ExitCode::from(code)
             }
         }
@@ -105,6 +106,11 @@ fn settings(args: &ObserveArgs) -> Settings {
         debug: args.debug_programs,
         ..Settings::default()
     }
+}
+
+/// Says one line on stderr.
+fn say(line: &str) {
+    let _closed = writeln!(io::stderr(), "leakmon: {line}");
 }
 
 /// Writes to stdout. A reader that has gone wants no more: that is no failure.

@@ -55,7 +55,8 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     let duration = observation::progress(args.observe.duration, "watching");
     let ended = {
         let wait = wait(&mut child, &mut signals);
-        observer.observe(async { tokio::select! { status = wait => Some(status), () = duration => None } }).await
+        let until = async { tokio::select! { status = wait => Some(status), () = duration => None } };
+        observer.observe(false, until).await.flatten()
     };
     observation::conclude(observer, &args.observe, destination).await?;
     let status = match ended {

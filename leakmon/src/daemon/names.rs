@@ -184,7 +184,8 @@ impl Names {
             return;
         };
         let location = self.hide.location(&frames);
-        let callsite = CallsiteId::new(token.kind, token.task_type, frames.get(location));
+        let nowhere = ResolvedFrame::default();
+        let callsite = CallsiteId::new(token.kind, token.task_type, frames.get(location).unwrap_or(&nowhere));
         *slot = Some(StackNames { id: token.key.stack, frames, location, complete: token.complete, callsite });
     }
 
@@ -201,7 +202,7 @@ impl Names {
 
     fn place(&mut self, target: TargetId, addresses: &[u64], anchor: Option<&Anchor<'_>>) -> Vec<RawFrame> {
         // The site is known from the cookie, whatever became of the process.
-        let first = anchor.and_then(Anchor::site).or_else(|| {
+        let first = anchor.map(Anchor::site).or_else(|| {
             Some(RawFrame { place: self.locate(target, *addresses.first()?, anchor), exact: true })
         });
         let rest = addresses.iter().skip(1);
@@ -231,16 +232,15 @@ struct Anchor<'a> {
 
 impl Anchor<'_> {
     /// The site itself.
-    fn site(&self) -> Option<RawFrame> {
-        let place = self.image.place(self.file_offset)?;
-        Some(RawFrame { place, exact: true })
+    fn site(&self) -> RawFrame {
+        RawFrame { place: self.image.place(self.file_offset), exact: true }
     }
 
     /// An address in the site's own segment; all of a segment is moved by the same distance.
     fn place(&self, address: u64) -> Option<Place> {
         let file_offset = self.file_offset.checked_add_signed(address.wrapping_sub(self.address?).cast_signed())?;
         let segment = self.image.segment_of(self.file_offset)?;
-        segment.contains(&file_offset).then(|| self.image.place(file_offset))?
+        segment.contains(&file_offset).then(|| self.image.place(file_offset))
     }
 }
 

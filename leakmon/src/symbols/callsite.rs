@@ -1,10 +1,11 @@
 //! The id of a callsite: the same for one build on every host, whatever address the loader chose.
 //!
-//! In: the kind and the frame that is the location. Out: 64 bits, printed as sixteen hexadecimal digits. It groups
+//! In: the kind, the task type and the frame that is the location. Out: 64 bits, printed as sixteen hexadecimal digits. It groups
 //! nothing: `live` does.
 //!
 //! The id is FNV-1a (64 bits) over: the kind's word, a zero byte, the image's build id in lower-case hexadecimal, a zero
-//! byte, the offset in the image's file as eight bytes, least significant first. An image without build id goes by `image:` and
+//! byte, the offset in the image's file as eight bytes, least significant first, then the task type: the address of its
+//! vtable in the image, eight bytes alike, 0 where it is not known. An image without build id goes by `image:` and
 //! its file name instead. Only the offset of the machine instruction is hashed and not the depth of inlining: of the
 //! frames that share one address the location is always the same one, and so a host that has the debug file gives the id that a
 //! host without it gives, wherever both find the location in the same machine frame.
@@ -21,9 +22,10 @@ const PRIME: u64 = 0x0000_0100_0000_01b3;
 pub struct CallsiteId(pub u64);
 
 impl CallsiteId {
-    /// The id of kind `kind` (`task`, `local` …) at `location`, see [`crate::symbols::hidden::HideTable::location`].
+    /// The id of kind `kind` (`task`, `local` …) and task type `task_type` (address of its vtable in the image, 0 where it is
+    /// not known) at `location`, see [`crate::symbols::hidden::HideTable::location`].
     #[must_use]
-    pub fn new(kind: &str, location: &ResolvedFrame) -> Self {
+    pub fn new(kind: &str, task_type: u64, location: &ResolvedFrame) -> Self {
         let mut hash = BASIS;
         let mut add = |bytes: &[u8]| {
             for byte in bytes {
@@ -41,6 +43,7 @@ impl CallsiteId {
         }
         add(&[0]);
         add(&location.offset.to_le_bytes());
+        add(&task_type.to_le_bytes());
         Self(hash)
     }
 }
@@ -68,12 +71,12 @@ mod tests {
     #[test]
     fn the_id_is_the_one_that_is_specified() {
         // Computed apart from this code, by FNV-1a over the bytes that the module's text lists.
-        for (kind, location, id) in [
-            ("task", frame(Some("00ff"), Some("app"), 0x1234), "d4d029488592827a"),
-            ("task", frame(None, Some("app"), 0x1234), "a5d4038089e0a00a"),
-            ("blocking", frame(None, None, 0), "8ac2e5237c2db2bd"),
+        for (kind, task_type, location, id) in [
+            ("task", 0x2000, frame(Some("00ff"), Some("app"), 0x1234), "f1b7936a5ffa711a"),
+            ("task", 0, frame(None, Some("app"), 0x1234), "decc80bc818d854a"),
+            ("blocking", 0, frame(None, None, 0), "1e74b6c27801ac5d"),
         ] {
-            assert_eq!(CallsiteId::new(kind, &location).to_string(), id);
+            assert_eq!(CallsiteId::new(kind, task_type, &location).to_string(), id);
         }
     }
 
@@ -88,16 +91,19 @@ mod tests {
             inlined: true,
             ..bare.clone()
         };
-        assert_eq!(CallsiteId::new("task", &bare), CallsiteId::new("task", &named));
+        assert_eq!(CallsiteId::new("task", 0, &bare), CallsiteId::new("task", 0, &named));
     }
 
     #[test]
-    fn kind_build_and_offset_tell_callsites_apart() {
+    fn kind_build_offset_and_type_tell_callsites_apart() {
         let mut seen = HashSet::new();
         for kind in ["task", "local", "blocking"] {
             for build_id in [None, Some(""), Some("ab"), Some("abcd")] {
                 for offset in [0, 1, 0x100, 0x1000, u64::MAX] {
-                    assert!(seen.insert(CallsiteId::new(kind, &frame(build_id, Some("app"), offset))));
+                    for task_type in [0, 1, 0x100] {
+                        let location = frame(build_id, Some("app"), offset);
+                        assert!(seen.insert(CallsiteId::new(kind, task_type, &location)));
+                    }
                 }
             }
         }
