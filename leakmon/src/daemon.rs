@@ -178,6 +178,12 @@ impl Observer {
         }
     }
 
+    /// Probe sites that are attached.
+    #[must_use]
+    pub fn attached_sites(&self) -> usize {
+        self.kernel.attached_sites()
+    }
+
     /// Watches a process by its number, with its descendants where `follow` says so. It needs no known image.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
     observer.watch_all(&args.exe, &args.pid)?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;
+    tracing::info!("attached {} probe sites", observer.attached_sites());
     let duration = observation::progress(args.observe.duration, "watching; Ctrl-C prints the report");
     // Executables may get new processes at any time; numbers won't.
     let until_all_gone = args.exe.is_empty();
