@@ -35,54 +35,24 @@ const RUNTIME: [&str; 14] = [
     "gimli",
 ];
 
-/// Crates through which others' code is run or spawned: a location only if nothing else is left but the runtime.
-const WRAPPERS: [&str; 46] = [
-    "async_compat",
-    "async_recursion",
-    "async_stream",
-    "async_trait",
-    "axum*",
-    "bytes",
-    "console_subscriber",
-    "crossbeam*",
-    "either",
-    "futures*",
-    "h2",
-    "h3",
-    "headers",
-    "http",
-    "http_body*",
-    "hyper*",
-    "indexmap",
-    "log",
-    "matchit",
-    "mio",
-    "once_cell",
-    "opentelemetry*",
-    "parking_lot*",
-    "pin_project*",
-    "poem",
-    "quinn*",
-    "rayon*",
-    "reqwest",
-    "rocket",
-    "rustls",
-    "salvo*",
-    "scopeguard",
-    "sync_wrapper",
-    "tokio_graceful",
-    "tokio_metrics",
-    "tokio_native_tls",
-    "tokio_rustls",
-    "tokio_stream",
-    "tokio_tungstenite",
-    "tokio_util",
-    "tonic",
-    "tower*",
-    "tracing*",
-    "tungstenite",
-    "want",
-    "warp",
+/// Crates through which others' code is run or spawned: a location only if nothing else is left but the runtime. Whole
+/// names, since people call their own crates `axum_shop` and `tower_of_london`.
+#[rustfmt::skip]
+const WRAPPERS: [&str; 84] = [
+    "async_compat", "async_recursion", "async_stream", "async_trait", "axum", "axum_core",
+    "axum_extra", "axum_server", "bytes", "console_subscriber", "crossbeam", "crossbeam_channel",
+    "crossbeam_deque", "crossbeam_epoch", "crossbeam_utils", "either", "futures", "futures_channel",
+    "futures_concurrency", "futures_core", "futures_executor", "futures_io", "futures_lite",
+    "futures_sink", "futures_task", "futures_timer", "futures_util", "h2", "h3", "headers", "http",
+    "http_body", "http_body_util", "hyper", "hyper_rustls", "hyper_timeout", "hyper_tls",
+    "hyper_util", "indexmap", "lock_api", "log", "matchit", "mio", "once_cell", "opentelemetry",
+    "opentelemetry_sdk", "parking_lot", "parking_lot_core", "pin_project", "pin_project_lite",
+    "pin_utils", "poem", "quinn", "quinn_proto", "rayon", "rayon_core", "reqwest", "rocket",
+    "rustls", "salvo", "salvo_core", "scopeguard", "sync_wrapper", "tokio_graceful",
+    "tokio_metrics", "tokio_native_tls", "tokio_rustls", "tokio_stream", "tokio_tungstenite",
+    "tokio_util", "tonic", "tower", "tower_http", "tower_layer", "tower_service", "tracing",
+    "tracing_core", "tracing_futures", "tracing_log", "tracing_opentelemetry", "tracing_subscriber",
+    "tungstenite", "want", "warp",
 ];
 
 /// C functions between the kernel and Rust's `main`, and Rust's own symbols that are in no crate. A star ends a prefix.
@@ -229,8 +199,7 @@ fn owner_of_path(path: &str) -> Owner {
             false => Owner::User,
         };
     };
-    let named = |patterns: &[&str]| patterns.iter().any(|pattern| matches_glob(pattern, crate_name));
-    match (named(&RUNTIME), named(&WRAPPERS)) {
+    match (RUNTIME.contains(&crate_name), WRAPPERS.contains(&crate_name)) {
         (true, _) => Owner::Runtime,
         (_, true) => Owner::Wrapper,
         _ => Owner::User,
