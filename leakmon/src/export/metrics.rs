@@ -109,44 +109,32 @@ pub fn render(table: &SeriesTable, loss: &LossReport, own: &SelfMetrics, filter:
     Ok(text)
 }
 
+/// What leakmon says about itself.
 fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &SelfMetrics) -> Result<(), String> {
-    let by = |label: &'static str, values: &[(&'static str, u64)]| -> Samples {
-        values
-            .iter()
-            .map(|&(value, count)| (vec![pair(label, value)], count as f64))
-            .collect()
-    };
-    let one = |count: u64| vec![(Vec::new(), count as f64)];
-    let entries: Vec<_> = own.maps.iter().map(|fill| (fill.map, fill.entries)).collect();
-    let capacities: Vec<_> = own.maps.iter().map(|fill| (fill.map, fill.capacity)).collect();
-    let sites = [("cheap", own.cheap_sites), ("slow", own.slow_sites)];
-    let version = [(env!("CARGO_PKG_VERSION"), 1)];
     let (gauge, counter) = (MetricType::GAUGE, MetricType::COUNTER);
-    let families = [
+    let one = |count: u64| vec![(Vec::new(), count as f64)];
+    let entries = own.maps.iter().map(|fill| (fill.map, fill.entries));
+    let capacities = own.maps.iter().map(|fill| (fill.map, fill.capacity));
+    for (name, help, kind, samples) in [
         (
             "leakmon_events_total",
-            "Events read from the kernel.",
+            EVENTS,
             counter,
-            by("kind", &own.events),
+            by("kind", own.events.iter().copied()),
         ),
         (
             "leakmon_events_dropped_total",
-            "What the programs in the kernel could not do, by reason. Live counts stay right.",
+            DROPPED,
             counter,
-            by("reason", &own.events_dropped),
+            by("reason", own.events_dropped.iter().copied()),
         ),
         (
             "leakmon_ends_unmatched_total",
-            "Ends of tasks whose birth was not counted, such as those older than the attach.",
+            UNMATCHED,
             counter,
             one(loss.unmatched_ends),
         ),
-        (
-            "leakmon_tasks_replaced_total",
-            "Tasks freed without completing, noticed when their memory was used again.",
-            counter,
-            one(loss.replaced),
-        ),
+        ("leakmon_tasks_replaced_total", REPLACED, counter, one(loss.replaced)),
         (
             "leakmon_tasks_untracked_total",
             "Births not tracked because a table was full.",
@@ -155,7 +143,7 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
         ),
         (
             "leakmon_processes_refused_total",
-            "Processes that got no series because too many others had them.",
+            REFUSED,
             counter,
             one(table.refused_processes),
         ),
@@ -163,37 +151,51 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
             "leakmon_map_entries",
             "Entries in use of a BPF map.",
             gauge,
-            by("map", &entries),
+            by("map", entries),
         ),
         (
             "leakmon_map_capacity",
             "Entries that fit into a BPF map.",
             gauge,
-            by("map", &capacities),
+            by("map", capacities),
         ),
         (
             "leakmon_targets",
             "Processes watched, by status.",
             gauge,
-            by("status", &own.targets),
+            by("status", own.targets.iter().copied()),
         ),
         (
             "leakmon_probe_sites",
-            "Probe sites attached: cheap ones are emulated by the kernel, slow ones single-stepped.",
+            SITES,
             gauge,
-            by("cost", &sites),
+            by("cost", [("cheap", own.cheap_sites), ("slow", own.slow_sites)]),
         ),
         (
             "leakmon_build_info",
             "1, with the version of leakmon.",
             gauge,
-            by("version", &version),
+            by("version", [(env!("CARGO_PKG_VERSION"), 1)]),
         ),
-    ];
-    for (name, help, kind, samples) in families {
+    ] {
         encode(text, name, help, kind, samples)?;
     }
     Ok(())
+}
+
+const EVENTS: &str = "Events read from the kernel.";
+const DROPPED: &str = "What the programs in the kernel could not do, by reason.";
+const UNMATCHED: &str = "Ends of tasks whose birth was not counted, such as those older than the attach.";
+const REPLACED: &str = "Tasks freed without completing, noticed when their memory was used again.";
+const REFUSED: &str = "Processes that got no series because too many others had them.";
+const SITES: &str = "Probe sites attached: the kernel emulates cheap ones and single-steps slow ones.";
+
+/// A sample for each value of a label.
+fn by(label: &str, values: impl IntoIterator<Item = (&'static str, u64)>) -> Samples {
+    values
+        .into_iter()
+        .map(|(value, count)| (vec![pair(label, value)], count as f64))
+        .collect()
 }
 
 type Samples = Vec<(Vec<LabelPair>, f64)>;
