@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{HashMap, PerCpuArray, RingBuf},
 };
 use leakmon_ebpf::abi::{
-    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss, RING_BYTES, STACKS_ENTRIES_MAX,
-    Stack, TARGETS_ENTRIES_MAX, TargetEntry, Totals, WATCHED_ENTRIES_MAX,
+    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss, RING_BYTES,
+    STACKS_ENTRIES_MAX, Stack, TARGETS_ENTRIES_MAX, TargetEntry, Totals, WATCHED_ENTRIES_MAX,
 };
 
 /// Live tasks. 80 bytes an entry in use, 16 bytes an entry of capacity for the buckets. Full: the birth is not

@@ -5,9 +5,7 @@
 
 use crate::{
     emit,
-    maps::{
-        FOLLOW, TARGETS, WATCHED, debug, signal_live_offset, task_signal_offset, task_tgid_offset,
-    },
+    maps::{FOLLOW, TARGETS, WATCHED, debug, signal_live_offset, task_signal_offset, task_tgid_offset},
     target,
 };
 use aya_ebpf::{
@@ -35,7 +33,14 @@ pub fn fork(ctx: &RawTracePointContext) -> i32 {
         return 0;
     };
     let _full = WATCHED.insert(child, flags, 0);
-    emit::emit(RecordKind::Fork, unsafe { bpf_ktime_get_ns() }, 0, 0, u64::from(child), 0);
+    emit::emit(
+        RecordKind::Fork,
+        unsafe { bpf_ktime_get_ns() },
+        0,
+        0,
+        u64::from(child),
+        0,
+    );
     0
 }
 

@@ -48,7 +48,9 @@ fn site_alone(cookie: Cookie) -> u64 {
 
 #[inline(always)]
 fn mix(hash: u64, word: u64) -> u64 {
-    (hash ^ word.wrapping_mul(PRIME_2)).rotate_left(31).wrapping_mul(PRIME_1)
+    (hash ^ word.wrapping_mul(PRIME_2))
+        .rotate_left(31)
+        .wrapping_mul(PRIME_1)
 }
 
 /// Fills `stack` and returns its hash, the site included: two sites never share a stack.
