@@ -54,7 +54,11 @@ const LOSS_NAMES: [&str; Loss::ALL.len()] = [
     "counts_full",
     "targets_full",
     "scratch_busy",
-    "stack_truncated",
+    "walk_frame_pointer",
+    "walk_bad_read",
+    "walk_too_deep",
+    "walk_no_table",
+    "walk_unsupported",
 ];
 
 /// Watches images and processes.

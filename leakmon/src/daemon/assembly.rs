@@ -179,7 +179,7 @@ impl Assembly<'_> {
             events_dropped: lost(Loss::RingFull),
             live_full: lost(Loss::LiveFull) + lost(Loss::CountsFull),
             stacks_full: lost(Loss::StacksFull) + lost(Loss::ScratchBusy),
-            stacks_truncated: lost(Loss::StackTruncated),
+            stacks_truncated: Loss::WALKS.into_iter().map(lost).sum(),
             unmatched_ends: totals.unmatched_ends,
             replaced: totals.replaced,
         }
