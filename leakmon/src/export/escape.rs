@@ -1,7 +1,8 @@
 //! The one place where names from a watched process are made harmless.
 //!
-//! In: text from symbol tables, `/proc` and ELF notes, which anybody may have written. Out: text of bounded length without
-//! characters that a terminal, a label or a line-based format would obey. It does not shorten for looks: `shorten` does.
+//! In: text from symbol tables, `/proc` and ELF notes, which anybody may have written. Out: text of bounded length
+//! without characters that a terminal, a label or a line-based format would obey. It does not shorten for looks:
+//! `shorten` does.
 
 use std::borrow::Cow;
 
@@ -45,8 +46,8 @@ pub fn is_hostile(character: char) -> bool {
                 .any(|&(first, last)| (first..=last).contains(&character)))
 }
 
-/// A name for a terminal or a metric label: hostile characters as `\n` or `\u{1b}`, at most [`NAME_CHARS_MAX`] characters
-/// of which the middle is cut out where there are more. Borrows where nothing has to change.
+/// A name for a terminal or a metric label: hostile characters as `\n` or `\u{1b}`, at most [`NAME_CHARS_MAX`]
+/// characters of which the middle is cut out where there are more. Borrows where nothing has to change.
 #[must_use]
 pub fn name(text: &str) -> Cow<'_, str> {
     let text = bound(text);
@@ -135,7 +136,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_bounded_and_harmless(text in "(\\PC|\\pC|[\\x00-\\x1f\u{202a}-\u{202e}\u{200b};]|x{1,90}){0,400}") {
+        fn any_text_is_bounded_and_harmless(
+            text in "(\\PC|\\pC|[\\x00-\\x1f\u{202a}-\u{202e}\u{200b};]|x{1,90}){0,400}",
+        ) {
             for escaped in [name(&text), folded_frame(&text)] {
                 prop_assert!(escaped.chars().count() <= NAME_CHARS_MAX);
                 prop_assert!(!escaped.chars().any(is_hostile));

@@ -1,11 +1,11 @@
 //! Folded stacks, one line a stack, as `flamegraph.pl`, inferno and speedscope read them.
 //!
-//! In: a report. Out: lines `process;outermost;…;innermost;[kind type] LIVE`, sorted, identical ones merged. Processes of
-//! one executable are merged too, so that two reports of a service can be compared; `?pid=` keeps them apart. The sum of
-//! the weights is the number of live tasks. Frames are all of the stack's, runtime and inlined ones included.
+//! In: a report. Out: lines `process;outermost;…;innermost;[kind type] LIVE`, sorted, identical ones merged. Processes
+//! of one executable are merged too, so that two reports of a service can be compared; `?pid=` keeps them apart. The
+//! sum of the weights is the number of live tasks. Frames are all of the stack's, runtime and inlined ones included.
 //!
-//! Source of the format: `stackcollapse.pl` of Brendan Gregg's `FlameGraph`: frames separated by `;`, outermost first, then a
-//! space and the count.
+//! Source of the format: `stackcollapse.pl` of Brendan Gregg's `FlameGraph`: frames separated by `;`, outermost first,
+//! then a space and the count.
 
 use super::report::{CallsiteReport, Frame, Location, Report};
 use super::{RenderOptions, escape};

@@ -1,6 +1,7 @@
 //! Prometheus text.
 //!
-//! In: the bounded series, what was lost, leakmon's own numbers. Out: text format 0.0.4. It chooses no series: `series` does.
+//! In: the bounded series, what was lost, leakmon's own numbers. Out: text format 0.0.4. It chooses no series: `series`
+//! does.
 //!
 //! Source of the format: the Prometheus manual, "Exposition formats"; names follow its "Metric and label naming".
 
@@ -83,7 +84,8 @@ fn is_thread(labels: &Labels) -> bool {
     labels.kind == "thread"
 }
 
-/// The metrics as text. leakmon's own are left out where the filter narrows: a narrowed scrape is about one process or kind.
+/// The metrics as text. leakmon's own are left out where the filter narrows: a narrowed scrape is about one process or
+/// kind.
 ///
 /// # Errors
 ///
