@@ -31,7 +31,6 @@
 use super::escape;
 use super::report::{CallsiteReport, Location, Report, TargetReport, Verdict};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt::Write;
 use std::sync::Arc;
 
 /// Label of what has no series of its own.
@@ -369,11 +368,7 @@ impl OwnSeries {
 fn known(location: &Location) -> Known {
     // The image is shown where there is no file, so it stays known.
     let file = location.file.is_some();
-    [
-        file || (location.image.is_some() && location.offset.is_some()),
-        file,
-        location.function.is_some(),
-    ]
+    [file || location.offset.is_some(), file, location.function.is_some()]
 }
 
 impl Counters {
@@ -409,17 +404,13 @@ fn labels(target: &TargetReport, kind: &'static str, callsite: String, location:
 
 /// `file:line`, or `image+0xoffset`, or nothing. The number is never cut off.
 fn place(location: &Location) -> String {
-    let mut text = String::new();
-    if let Some(file) = &location.file {
-        text.push_str(&escape::name(file));
-        if let Some(line) = location.line {
-            // Writing to a String can't fail.
-            let _ = write!(text, ":{line}");
-        }
-    } else if let (Some(image), Some(offset)) = (&location.image, location.offset) {
-        let _ = write!(text, "{}+{offset:#x}", escape::name(image));
+    match (&location.file, location.line) {
+        (Some(file), Some(line)) => format!("{}:{line}", escape::name(file)),
+        (Some(file), None) => escape::name(file).into_owned(),
+        (None, _) => escape::code_place(None, location.image.as_deref(), location.offset)
+            .unwrap_or_default()
+            .into_owned(),
     }
-    text
 }
 
 /// The id's first characters. [`OTHER`] is no id: those are hexadecimal.
