@@ -492,6 +492,17 @@ impl Observer {
         }
     }
 
+    /// What user space had no room for, by reason.
+    fn refused(&self) -> [(&'static str, u64); 4] {
+        let live = self.live.refused();
+        [
+            ("targets_refused", live.targets),
+            ("stacks_refused", live.stacks),
+            ("tables_refused", self.unwinding.refused()),
+            ("unknown_record", self.ring.unknown()),
+        ]
+    }
+
     fn self_metrics(&self, report: &Report) -> SelfMetrics {
         let live: u64 = report.targets.iter().map(|target| target.task.live).sum();
         let entries = |map: &str| match map {
@@ -516,7 +527,11 @@ impl Observer {
         let slow_sites: u64 = self.images.iter().map(Image::attached_slow).sum();
         SelfMetrics {
             events: Event::KINDS.into_iter().zip(self.events).collect(),
-            events_dropped: LOSS_NAMES.into_iter().zip(self.kernel.loss()).collect(),
+            events_dropped: LOSS_NAMES
+                .into_iter()
+                .zip(self.kernel.loss())
+                .chain(self.refused())
+                .collect(),
             maps: self.kernel.capacities().map(fill).to_vec(),
             targets: statuses.into_iter().map(|word| (word, with_status(word))).collect(),
             cheap_sites: self.kernel.attached_sites() as u64 - slow_sites,
