@@ -11,6 +11,7 @@ pub mod symbols;
 pub mod export;
 
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod self_metrics;

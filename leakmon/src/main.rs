@@ -1,2 +1,26 @@
-//! x
-fn main() {}
+//! The `leakmon` command: parses, runs one command, turns its outcome into an exit code.
+
+use clap::Parser;
+use leakmon::{cli::Cli, commands};
+use std::process::ExitCode;
+use tracing_subscriber::{EnvFilter, fmt};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match cli.verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    // Results go to stdout, everything else to stderr.
+    fmt().with_env_filter(EnvFilter::new(format!("leakmon={level}"))).with_writer(std::io::stderr).without_time().init();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return commands::Exit::from(anyhow::Error::from(error)).report(),
+    };
+    let outcome = runtime.block_on(commands::execute(cli.command));
+    // Nothing that still runs in the background should hold the exit up.
+    runtime.shutdown_background();
+    outcome.unwrap_or_else(commands::Exit::from).report()
+}

@@ -4,10 +4,11 @@
 
 use crate::{
     kernel::attach::Attached,
+    symbols::{self, address_space::Place, image::ImageFile},
     targets::plan::{ProbePlan, ProbeSite, TaskType},
 };
 use leakmon_ebpf::abi::{Cookie, Role};
-use std::{fs::File, sync::Arc};
+use std::{fs::File, io, ops::Range, sync::Arc};
 
 /// Images that can be watched at once; the cookie's bits would allow 65,536.
 pub const IMAGES_MAX: usize = 1024;
@@ -17,13 +18,37 @@ pub const IMAGES_MAX: usize = 1024;
 pub struct Image {
     /// Where it is probed.
     pub plan: ProbePlan,
-    /// The file that was analysed; what the probes hang on.
-    pub file: Arc<File>,
+    /// The file that was analysed, held open for its names; what the probes hang on.
+    file: Arc<ImageFile>,
     /// Which sites are attached.
     pub attached: Attached,
 }
 
 impl Image {
+    /// An image whose sites are attached.
+    ///
+    /// # Errors
+    /// The file's metadata can't be read.
+    pub fn new(plan: ProbePlan, file: File, attached: Attached) -> io::Result<Self> {
+        let image = Arc::new(symbols::image::Image::read(&file, &plan.path)?);
+        Ok(Self { plan, file: Arc::new(ImageFile { image, file, debug: None }), attached })
+    }
+
+    /// A place in the file, to be symbolised.
+    #[must_use]
+    pub fn place(&self, offset: u64) -> Place {
+        Place::Image { image: Arc::clone(&self.file.image), file: Some(Arc::clone(&self.file)), offset }
+    }
+
+    /// The part of the file that is loaded in one piece with this offset.
+    #[must_use]
+    pub fn segment_of(&self, offset: u64) -> Option<Range<u64>> {
+        let segments = self.file.image.segments.iter();
+        segments
+            .map(|segment| segment.file_offset..segment.file_offset.saturating_add(segment.size))
+            .find(|range| range.contains(&offset))
+    }
+
     /// How many attached sites have this role.
     #[must_use]
     pub fn attached_of(&self, role: Role) -> u64 {

@@ -55,6 +55,17 @@ pub struct TargetReport {
     pub exited: bool,
 }
 
+impl TargetReport {
+    /// File name of the executable. Unescaped.
+    #[must_use]
+    pub fn process_name(&self) -> &str {
+        self.exe
+            .rsplit('/')
+            .find(|part| !part.is_empty())
+            .unwrap_or("[unknown]")
+    }
+}
+
 /// How well a target is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -83,6 +83,17 @@ pub enum KernelError {
     /// A map is not of the expected form.
     #[error("the BPF map `{0}` can't be used: {1}")]
     Map(&'static str, MapError),
+    /// There is no room for another target.
+    #[error("{0} processes are watched already, which is the bound")]
+    TooManyTargets(u32),
+    /// No probe site of an image could be attached.
+    #[error("{path}: no probe could be attached: {reason}")]
+    NoSite {
+        /// The image.
+        path: String,
+        /// What the first site was refused for.
+        reason: String,
+    },
     /// The ring can't be waited on.
     #[error("the event ring can't be waited on: {0}")]
     Ring(std::io::Error),
@@ -166,6 +177,22 @@ impl Kernel {
     /// Stops watching a process. What was counted stays.
     pub fn unwatch(&mut self, tgid: u32) {
         self.watched.remove(&tgid);
+    }
+
+    /// Makes a process a target from `now_ns` on, unless a hit has done so already.
+    ///
+    /// # Errors
+    /// Where there are too many targets.
+    pub fn begin_target(&mut self, tgid: u32, now_ns: u64) -> Result<TargetId, KernelError> {
+        let target = TargetId::new(tgid, now_ns);
+        let entry = TargetEntry { target: target.0, since_ns: now_ns };
+        if self.targets.insert_new(&tgid, &entry).is_ok() {
+            let totals = Totals { unmatched_ends: 0, replaced: 0, untracked: 0 };
+            self.totals.insert(&target.0, &totals).map_err(|error| KernelError::Map("TOTALS", error))?;
+            return Ok(target);
+        }
+        let stored = self.targets.get(&tgid).ok_or(KernelError::TooManyTargets(self.targets.capacity()))?;
+        Ok(TargetId(stored.target))
     }
 
     /// All counters.

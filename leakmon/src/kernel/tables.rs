@@ -11,6 +11,9 @@ use aya::{
 use std::marker::PhantomData;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+/// `BPF_NOEXIST` (`include/uapi/linux/bpf.h`).
+const BPF_NOEXIST: u64 = 1;
+
 /// A hash map with keys of `KEY` and values of `VALUE` bytes.
 #[derive(Debug)]
 pub struct Table<K, V, const KEY: usize, const VALUE: usize> {
@@ -42,10 +45,22 @@ where
     /// # Errors
     /// Where the map is full.
     pub fn insert(&mut self, key: &K, value: &V) -> Result<(), MapError> {
+        self.put(key, value, 0)
+    }
+
+    /// Inserts where the key is not there yet.
+    ///
+    /// # Errors
+    /// Where it is, or the map is full.
+    pub fn insert_new(&mut self, key: &K, value: &V) -> Result<(), MapError> {
+        self.put(key, value, BPF_NOEXIST)
+    }
+
+    fn put(&mut self, key: &K, value: &V, flags: u64) -> Result<(), MapError> {
         let (Some(key), Some(value)) = (to_array(key), to_array(value)) else {
             return Err(MapError::OutOfBounds { index: 0, max_entries: self.capacity });
         };
-        self.map.insert(key, value, 0)
+        self.map.insert(key, value, flags)
     }
 
     /// Removes; a key that is not there is no error.

@@ -55,11 +55,13 @@ pub struct Target {
 }
 
 /// Everything that is known of live tasks. One owner changes it, by [`Self::apply`] and [`Self::read`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Live {
     targets: BTreeMap<TargetId, Target>,
     stacks: HashMap<StackKey, StackCount>,
     refused: Refused,
+    /// Of the targets that were forgotten: a sum over all targets never falls.
+    forgotten: Totals,
 }
 
 /// What found no room.
@@ -70,6 +72,14 @@ pub struct Refused {
     /// Stacks beyond [`STACKS_MAX`], counted at each sight.
     pub stacks: u64,
 }
+
+impl Default for Live {
+    fn default() -> Self {
+        Self { targets: BTreeMap::new(), stacks: HashMap::new(), refused: Refused::default(), forgotten: NO_TOTALS }
+    }
+}
+
+const NO_TOTALS: Totals = Totals { unmatched_ends: 0, replaced: 0, untracked: 0 };
 
 impl Live {
     /// Takes one event.
@@ -130,7 +140,9 @@ impl Live {
 
     /// Drops a target and its stacks.
     pub fn forget(&mut self, target: TargetId) {
-        self.targets.remove(&target);
+        if let Some(known) = self.targets.remove(&target) {
+            self.forgotten = sum(self.forgotten, known.totals);
+        }
         self.stacks.retain(|key, _| key.target != target);
     }
 
@@ -144,6 +156,12 @@ impl Live {
         self.stacks.iter().map(|(key, count)| (*key, count))
     }
 
+    /// What was counted beside the stacks, over all targets that ever were. Never falls.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.targets.values().fold(self.forgotten, |totals, target| sum(totals, target.totals))
+    }
+
     /// What found no room so far.
     #[must_use]
     pub const fn refused(&self) -> Refused {
@@ -155,8 +173,7 @@ impl Live {
             self.refused.targets += 1;
             return;
         }
-        let totals = Totals { unmatched_ends: 0, replaced: 0, untracked: 0 };
-        self.targets.entry(target).or_insert(Target { since_ns: time_ns, exited_ns: None, totals });
+        self.targets.entry(target).or_insert(Target { since_ns: time_ns, exited_ns: None, totals: NO_TOTALS });
     }
 
     /// Raises a stack's counters to these. They never fall: the kernel's are cumulative, and an event may be older than
@@ -170,6 +187,14 @@ impl Live {
         let count = self.stacks.entry(key).or_insert(fresh);
         count.born = count.born.max(born);
         count.ended = count.ended.max(ended);
+    }
+}
+
+fn sum(left: Totals, right: Totals) -> Totals {
+    Totals {
+        unmatched_ends: left.unmatched_ends + right.unmatched_ends,
+        replaced: left.replaced + right.replaced,
+        untracked: left.untracked + right.untracked,
     }
 }
 

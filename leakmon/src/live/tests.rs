@@ -69,6 +69,17 @@ fn what_was_live_at_exit_stays_live_until_it_is_forgotten() {
 }
 
 #[test]
+fn what_a_forgotten_target_counted_stays_in_the_sum() {
+    let mut live = Live::default();
+    for (target, unmatched_ends) in [(TARGET, 3), (TargetId(2), 4)] {
+        live.apply(&Event::Target { target, time_ns: 1 });
+        live.set_totals(target, Totals { unmatched_ends, replaced: 1, untracked: 0 });
+    }
+    live.forget(TARGET);
+    assert_eq!(live.totals(), Totals { unmatched_ends: 7, replaced: 2, untracked: 0 });
+}
+
+#[test]
 fn targets_beyond_the_bound_are_refused_and_counted() {
     let mut live = Live::default();
     for number in 0..TARGETS_MAX as u64 + 3 {

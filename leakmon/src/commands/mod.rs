@@ -1,0 +1,152 @@
+//! The commands: one file each, and how their outcome becomes an exit code.
+//!
+//! In: parsed options. Out: a result on stdout or in a file, and an [`Exit`]. The work is done by the stages; a command
+//! only puts them together.
+
+mod attach;
+mod daemon;
+mod doctor;
+mod observation;
+mod probes;
+mod run;
+
+use crate::{
+    cli::{Cli, Command, ObserveArgs},
+    config::ConfigError,
+    kernel::{KernelError, Settings},
+    targets::{AnalyseError, processes::ProcessError},
+};
+use anyhow::Context;
+use clap::CommandFactory;
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+/// How a command came out.
+#[derive(Debug)]
+pub enum Exit {
+    /// 0.
+    Done,
+    /// The code of the command that `run` ran.
+    Command(u8),
+    /// 1, 2 or 4, with the sentence that says why.
+    Failed(u8, String),
+}
+
+/// Exit code of a failure.
+const FAILURE: u8 = 1;
+/// Exit code of a command line or configuration that makes no sense.
+const USAGE: u8 = 2;
+/// Exit code where this host or target can't be probed.
+const UNPROBEABLE: u8 = 4;
+
+/// This host or target can't be probed, for a reason that none of the stages' errors says.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unprobeable(String);
+
+impl From<anyhow::Error> for Exit {
+    fn from(error: anyhow::Error) -> Self {
+        let any = |test: fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(test);
+        let code = if any(|cause| {
+            cause.is::<KernelError>() || cause.is::<AnalyseError>() || cause.is::<ProcessError>() || cause.is::<Unprobeable>()
+        }) {
+            UNPROBEABLE
+        } else if any(|cause| cause.is::<ConfigError>()) {
+            USAGE
+        } else {
+            FAILURE
+        };
+        Self::Failed(code, format!("{error:#}"))
+    }
+}
+
+impl Exit {
+    /// Says on stderr why, where there is something to say.
+    #[must_use]
+    pub fn report(self) -> ExitCode {
+        match self {
+            Self::Done => ExitCode::SUCCESS,
+            Self::Command(code) => ExitCode::from(code),
+            Self::Failed(code, sentence) => {
+                say(&sentence);
+                ExitCode::from(code)
+            }
+        }
+    }
+}
+
+/// Executes one command.
+///
+/// # Errors
+/// What made it impossible; [`Exit::from`] gives the exit code.
+pub async fn execute(command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Run(args) => run::execute(args).await,
+        Command::Attach(args) => attach::execute(args).await,
+        Command::Daemon(args) => daemon::execute(args).await,
+        Command::Probes(args) => probes::execute(&args),
+        Command::Doctor => doctor::execute(),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "leakmon", &mut script);
+            print(&script)?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// What the options of an observation mean to the BPF programs.
+fn settings(args: &ObserveArgs) -> Settings {
+    Settings {
+        walk_stacks: !args.no_stacks,
+        empty_programs: args.empty_programs,
+        debug: args.debug_programs,
+        ..Settings::default()
+    }
+}
+
+/// Says one line on stderr.
+fn say(line: &str) {
+    let _closed = writeln!(io::stderr(), "leakmon: {line}");
+}
+
+/// Writes to stdout. A reader that has gone wants no more: that is no failure.
+fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    write(&mut io::stdout().lock(), bytes).context("stdout can't be written")
+}
+
+fn write(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Where a report goes.
+#[derive(Clone, Copy, Debug)]
+enum Destination<'a> {
+    Stdout,
+    Stderr,
+    File(&'a Path),
+}
+
+impl Destination<'_> {
+    fn is_terminal(self) -> bool {
+        match self {
+            Self::Stdout => io::stdout().is_terminal(),
+            Self::Stderr => io::stderr().is_terminal(),
+            Self::File(_) => false,
+        }
+    }
+
+    fn write(self, bytes: &[u8]) -> anyhow::Result<()> {
+        match self {
+            Self::Stdout => print(bytes),
+            Self::Stderr => write(&mut io::stderr().lock(), bytes).context("stderr can't be written"),
+            Self::File(path) => std::fs::write(path, bytes).with_context(|| format!("{}: can't be written", path.display())),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What `run` and `attach` do alike: the wait with its progress, and the report at its end.
+
+use super::Destination;
+use crate::{
+    cli::{FormatName, ObserveArgs},
+    daemon::Observer,
+    export::{self, Format, RenderOptions},
+    kernel::detach,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+
+/// How often the progress line changes.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Ends after `duration`, or never without one, and shows on a terminal how long it has been.
+pub(super) fn progress(duration: Option<Duration>, what: &'static str) -> impl Future<Output = ()> {
+    let begin = Instant::now();
+    async move {
+        // Draws on stderr, and only where that is a terminal.
+        let bar = match duration {
+            Some(duration) => ProgressBar::new(duration.as_secs()).with_style(style("{msg} {wide_bar} {pos}/{len} s")),
+            None => ProgressBar::new_spinner().with_style(style("{msg} {elapsed}")),
+        };
+        bar.set_message(what);
+        // Cleared when the future is dropped: the report must not share its line.
+        let bar = Cleared(bar);
+        let end = duration.map(|duration| begin + duration);
+        loop {
+            let next = Instant::now() + PROGRESS_INTERVAL;
+            sleep_until(end.map_or(next, |end| next.min(end))).await;
+            bar.0.set_position(begin.elapsed().as_secs());
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return;
+            }
+        }
+    }
+}
+
+struct Cleared(ProgressBar);
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Takes the last numbers, writes the report, and lets the probes go.
+pub(super) async fn conclude(
+    mut observer: Observer,
+    args: &ObserveArgs,
+    destination: Destination<'_>,
+) -> anyhow::Result<()> {
+    observer.finish().await?;
+    let report = observer.report();
+    let format = match args.format {
+        FormatName::Table => Format::Table,
+        FormatName::Json => Format::Json,
+        FormatName::Folded => Format::Folded,
+    };
+    let is_terminal = destination.is_terminal();
+    let width = terminal_size::terminal_size_of(std::io::stderr()).map(|(width, _)| width.0).filter(|_| is_terminal);
+    let options = RenderOptions { width, colour: is_terminal };
+    let written = destination.write(&export::render(format, &report, &options));
+    detach::in_background(observer.into_kernel());
+    written
+}

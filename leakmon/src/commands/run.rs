@@ -1,0 +1,149 @@
+//! `leakmon run -- CMD ARGS`: watches a command from its first instruction.
+//!
+//! The probes sit on the file before it is executed, so nothing is missed. The command's input and output are left alone;
+//! signals are passed on, and its exit code is leakmon's.
+
+use super::{Destination, Exit, Unprobeable, observation, settings};
+use crate::{
+    cli::RunArgs,
+    daemon::Observer,
+    targets::{self, plan::ProbePlan},
+};
+use anyhow::Context;
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::{Pid, getpgrp, tcgetpgrp},
+};
+use std::{
+    ffi::OsStr,
+    fs::File,
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::ExitStatus,
+};
+use tokio::{
+    process::{Child, Command},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+/// What is passed on to the command.
+const FORWARDED: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Signals that wait to be passed on; more at once are merged, as the kernel does.
+const PENDING_MAX: usize = 16;
+
+pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
+    let Some((name, arguments)) = args.command.split_first() else {
+        return Err(Unprobeable("there is no command after `--`".to_owned()).into());
+    };
+    let program = find(name)?;
+    let (plan, file) = analyse(&program)?;
+    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
+    observer.add_image(plan, file, false)?;
+    let mut signals = listen()?;
+    let mut command = Command::new(&program);
+    command.args(arguments).kill_on_drop(false);
+    // The programs see the fork of this very process, so the command is watched before it exists.
+    let own_tgid = std::process::id();
+    observer.watch(own_tgid, true)?;
+    let spawned = command.spawn();
+    observer.unwatch(own_tgid);
+    let mut child = spawned.map_err(|error| Unprobeable(format!("{}: can't be executed: {error}", program.display())))?;
+    let destination = args.observe.output.as_deref().map_or(Destination::Stderr, Destination::File);
+    let duration = observation::progress(args.observe.duration, "watching");
+    let ended = {
+        let wait = wait(&mut child, &mut signals);
+        let until = async { tokio::select! { status = wait => Some(status), () = duration => None } };
+        observer.observe(false, until).await.flatten()
+    };
+    observation::conclude(observer, &args.observe, destination).await?;
+    let status = match ended {
+        Some(status) => status,
+        None => wait(&mut child, &mut signals).await,
+    };
+    Ok(Exit::Command(exit_code(status.context("the command's end can't be waited for")?)))
+}
+
+/// The file that the shell would execute for this name.
+fn find(name: &OsStr) -> anyhow::Result<PathBuf> {
+    let path = Path::new(name);
+    if path.components().count() > 1 {
+        return Ok(path.to_owned());
+    }
+    let directories = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&directories)
+        .map(|directory| directory.join(path))
+        .find(|candidate| {
+            candidate.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+        })
+        .ok_or_else(|| Unprobeable(format!("{}: no such command: it is in no directory of PATH", path.display())).into())
+}
+
+fn analyse(program: &Path) -> anyhow::Result<(ProbePlan, File)> {
+    let plan = targets::analyse(program)?;
+    let file = File::open(program).with_context(|| format!("{}: can't be read", program.display()))?;
+    Ok((plan, file))
+}
+
+fn listen() -> anyhow::Result<mpsc::Receiver<Signal>> {
+    let (sender, receiver) = mpsc::channel(PENDING_MAX);
+    for forwarded in FORWARDED {
+        let kind = SignalKind::from_raw(forwarded as i32);
+        let mut stream = signal(kind).with_context(|| format!("{forwarded} can't be listened to"))?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() {
+                let _already_pending = sender.try_send(forwarded);
+            }
+        });
+    }
+    Ok(receiver)
+}
+
+/// Waits for the command's end and passes signals on meanwhile.
+async fn wait(child: &mut Child, signals: &mut mpsc::Receiver<Signal>) -> std::io::Result<ExitStatus> {
+    loop {
+        tokio::select! {
+            status = child.wait() => return status,
+            Some(received) = signals.recv() => forward(child.id(), received),
+        }
+    }
+}
+
+fn forward(tgid: Option<u32>, received: Signal) {
+    // A terminal sends these to the whole foreground group, the command included: once is enough.
+    let from_terminal = matches!(received, Signal::SIGINT | Signal::SIGQUIT)
+        && tcgetpgrp(std::io::stdin()).is_ok_and(|foreground| foreground == getpgrp());
+    let Some(tgid) = tgid.and_then(|tgid| i32::try_from(tgid).ok()).filter(|_| !from_terminal) else {
+        return;
+    };
+    // It may have ended just now: its end is noticed by the caller.
+    let _gone = signal::kill(Pid::from_raw(tgid), received);
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    u8::try_from(code).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_code_is_the_commands_or_128_and_its_signal() {
+        for (raw, expected) in [(0, 0), (7 << 8, 7), (255 << 8, 255), (9, 137), (15, 143), (0x80 | 6, 134)] {
+            assert_eq!(exit_code(ExitStatus::from_raw(raw)), expected, "wait status {raw:#x}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_looked_up_in_path_and_a_path_is_not() {
+        assert!(find(OsStr::new("sh")).unwrap().is_absolute());
+        assert_eq!(find(OsStr::new("./x")).unwrap(), Path::new("./x"));
+        let error = find(OsStr::new("no-such-command-here")).unwrap_err();
+        assert!(error.to_string().contains("no such command"), "{error}");
+    }
+}

@@ -1,0 +1,233 @@
+//! The report, from counts, images, processes and names.
+//!
+//! In: what the observer owns, at one moment. Out: a [`Report`]. It looks nothing up and waits for nothing: a stack whose
+//! names are still being resolved is in its target's totals, and in a callsite from the next report on, so that what a
+//! callsite has counted never falls.
+
+use super::{
+    images::{Image, Images},
+    names::{self, Names, StackNames},
+    processes::{self, Processes},
+};
+use crate::{
+    export::report::{
+        CallsiteReport, EntityCounts, Frame, Location, LossReport, Report, SCHEMA, SiteCounts, StackReport, TargetReport,
+        TargetStatus, Verdict,
+    },
+    live::{Live, StackCount, Target},
+    symbols::{ResolvedFrame, callsite::CallsiteId, names::one_of},
+};
+use leakmon_ebpf::abi::{Loss, Role, TargetId};
+use std::{cmp::Reverse, collections::BTreeMap};
+
+/// Everything that a report is made from.
+pub(super) struct Assembly<'a> {
+    pub(super) live: &'a Live,
+    pub(super) images: &'a Images,
+    pub(super) processes: &'a Processes,
+    pub(super) names: &'a Names,
+    pub(super) loss: [u64; Loss::ALL.len()],
+    pub(super) began_ns: u64,
+    pub(super) now_ns: u64,
+}
+
+/// A stack with all that is known of it.
+struct Entry<'a> {
+    count: &'a StackCount,
+    names: &'a StackNames,
+}
+
+/// What makes two stacks one callsite, in the order of the list before it is sorted.
+type Group = (TargetId, CallsiteId);
+
+impl Assembly<'_> {
+    pub(super) fn report(&self) -> Report {
+        let mut callsites: Vec<CallsiteReport> =
+            self.groups().into_iter().map(|((target, id), entries)| self.callsite(target, id, &entries)).collect();
+        callsites.sort_by_key(|site| (urgency(site.verdict), Reverse(site.live), Reverse(site.spawned), site.id.clone()));
+        Report {
+            schema: SCHEMA,
+            observed_seconds: seconds(self.now_ns.saturating_sub(self.began_ns)),
+            targets: self.targets(),
+            callsites,
+            loss: self.loss(),
+        }
+    }
+
+    fn groups(&self) -> BTreeMap<Group, Vec<Entry<'_>>> {
+        let mut groups: BTreeMap<Group, Vec<Entry<'_>>> = BTreeMap::new();
+        for (key, count) in self.live.stacks() {
+            let Some(names) = self.names.of(key) else {
+                continue;
+            };
+            groups.entry((key.target, names.callsite)).or_default().push(Entry { count, names });
+        }
+        for entries in groups.values_mut() {
+            entries.sort_by_key(|entry| (Reverse(entry.count.live()), Reverse(entry.count.born), entry.names.id));
+        }
+        groups
+    }
+
+    fn callsite(&self, target: TargetId, id: CallsiteId, entries: &[Entry<'_>]) -> CallsiteReport {
+        let sum = |field: fn(&StackCount) -> u64| entries.iter().map(|entry| field(entry.count)).sum();
+        let first = entries.first();
+        let location = first.and_then(|entry| entry.names.location());
+        let cookie = first.map(|entry| entry.count.cookie);
+        let task_type = cookie.and_then(|cookie| self.images.site(cookie)?.1).and_then(|task_type| one_of(&task_type.names));
+        let until_ns = self.target(target).and_then(|target| target.exited_ns).unwrap_or(self.now_ns);
+        let oldest = entries.iter().filter_map(|entry| entry.count.oldest_born_ns).min();
+        CallsiteReport {
+            id: id.to_string(),
+            target: target_name(target),
+            pid: target.tgid(),
+            kind: cookie.map_or("task", names::kind_name),
+            live: sum(StackCount::live),
+            spawned: sum(|count| count.born),
+            ended: sum(|count| count.ended),
+            oldest_seconds: oldest.map(|born_ns| seconds(until_ns.saturating_sub(born_ns))),
+            growth_per_minute: None,
+            verdict: Verdict::Unknown,
+            evidence: None,
+            states: None,
+            task_type,
+            location: location.map(place).unwrap_or_default(),
+            stacks: entries.iter().map(stack).collect(),
+        }
+    }
+
+    fn targets(&self) -> Vec<TargetReport> {
+        let mut tasks: BTreeMap<TargetId, EntityCounts> = BTreeMap::new();
+        for (key, count) in self.live.stacks() {
+            let task = tasks.entry(key.target).or_default();
+            task.spawned += count.born;
+            task.ended += count.ended;
+            task.live += count.live();
+        }
+        let counted = |target: TargetId| tasks.get(&target).copied().unwrap_or_default();
+        let mut reports: Vec<TargetReport> = self
+            .live
+            .targets()
+            .filter_map(|(id, target)| self.target_report(id, target, counted(id)))
+            .chain(self.processes.refused().iter().map(refused))
+            .collect();
+        reports.sort_by(|left, right| (left.pid, &left.id).cmp(&(right.pid, &right.id)));
+        reports
+    }
+
+    /// `None` for a process that is followed only because its parent is, and that runs no known image.
+    fn target_report(&self, id: TargetId, target: &Target, task: EntityCounts) -> Option<TargetReport> {
+        let process = self.processes.of(id);
+        let image = process
+            .and_then(|process| process.file)
+            .and_then(|(device, inode)| self.images.of_file(device, inode))
+            .or_else(|| self.image_by_hits(id))?;
+        let (status, reason) = processes::status(image.shortfall());
+        Some(TargetReport {
+            id: target_name(id),
+            pid: id.tgid(),
+            exe: process.map_or_else(|| image.plan.path.display().to_string(), |process| process.exe.clone()),
+            build_id: Some(image.plan.image.build_id.clone()).filter(|build_id| !build_id.is_empty()),
+            runtime: Some(image.plan.runtime.to_owned()),
+            runtime_version: image.plan.runtime_version.clone(),
+            status,
+            reason,
+            sites: SiteCounts {
+                spawn: image.attached_of(Role::Birth),
+                end: image.attached_of(Role::End),
+                slow: image.attached_slow(),
+            },
+            task,
+            thread: None,
+            exited: target.exited_ns.is_some(),
+        })
+    }
+
+    /// The image of a process that had gone before it could be looked at.
+    fn image_by_hits(&self, target: TargetId) -> Option<&Image> {
+        let (_, count) = self.live.stacks().find(|(key, _)| key.target == target)?;
+        self.images.of_cookie(count.cookie)
+    }
+
+    fn target(&self, target: TargetId) -> Option<&Target> {
+        self.live.targets().find_map(|(id, known)| (id == target).then_some(known))
+    }
+
+    fn loss(&self) -> LossReport {
+        let lost = |reason: Loss| self.loss.get(reason as usize).copied().unwrap_or(0);
+        let totals = self.live.totals();
+        LossReport {
+            events_dropped: lost(Loss::RingFull),
+            live_full: lost(Loss::LiveFull) + lost(Loss::CountsFull),
+            stacks_full: lost(Loss::StacksFull) + lost(Loss::ScratchBusy),
+            stacks_truncated: lost(Loss::StackTruncated),
+            unmatched_ends: totals.unmatched_ends,
+            replaced: totals.replaced,
+        }
+    }
+}
+
+/// Leaks first, then what may be one, then all others alike.
+const fn urgency(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Leak => 0,
+        Verdict::Suspect => 1,
+        Verdict::Unknown | Verdict::Steady => 2,
+    }
+}
+
+fn seconds(ns: u64) -> f64 {
+    // Milliseconds are as exact as anybody reads them, and keep the report short.
+    (ns / 1_000_000) as f64 / 1e3
+}
+
+/// `PID-` and the bits of the time of its last exec that the target's number keeps.
+fn target_name(target: TargetId) -> String {
+    format!("{}-{}", target.tgid(), target.0 >> 22)
+}
+
+fn refused(process: &processes::Refused) -> TargetReport {
+    TargetReport {
+        id: format!("{}-0", process.tgid),
+        pid: process.tgid,
+        exe: process.exe.clone(),
+        build_id: None,
+        runtime: None,
+        runtime_version: None,
+        status: TargetStatus::Unsupported,
+        reason: Some(process.reason.clone()),
+        sites: SiteCounts::default(),
+        task: EntityCounts::default(),
+        thread: None,
+        exited: false,
+    }
+}
+
+fn place(frame: &ResolvedFrame) -> Location {
+    Location {
+        function: frame.function.clone(),
+        file: frame.file.clone(),
+        line: frame.line,
+        image: frame.image.as_deref().map(str::to_owned),
+        offset: Some(frame.offset),
+    }
+}
+
+fn stack(entry: &Entry<'_>) -> StackReport {
+    StackReport {
+        live: entry.count.live(),
+        spawned: entry.count.born,
+        complete: entry.names.complete,
+        frames: entry.names.frames.iter().map(shown_frame).collect(),
+    }
+}
+
+fn shown_frame(frame: &ResolvedFrame) -> Frame {
+    Frame {
+        function: frame.function.clone(),
+        file: frame.file.clone(),
+        line: frame.line,
+        image: frame.image.as_deref().map(str::to_owned),
+        offset: frame.offset,
+        inlined: frame.inlined,
+    }
+}

@@ -1,0 +1,351 @@
+//! Prometheus text.
+//!
+//! In: the bounded series, what was lost, leakmon's own numbers. Out: text format 0.0.4. It chooses no series: `series` does.
+//!
+//! Source of the format: the Prometheus manual, "Exposition formats"; names follow its "Metric and label naming".
+
+use super::filter::Filter;
+use super::report::LossReport;
+use super::series::{Labels, Series, SeriesTable, Values};
+use crate::self_metrics::SelfMetrics;
+use prometheus::TextEncoder;
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+/// Media type of the text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A metric that callsites have.
+struct CallsiteMetric {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    /// The sample of a series; `None` where it has none.
+    sample: fn(&Labels, &Values) -> Option<f64>,
+}
+
+/// All of them; the labels are those of [`Labels`].
+const CALLSITE_METRICS: [CallsiteMetric; 8] = [
+    CallsiteMetric {
+        name: "leakmon_tasks_live",
+        help: "Tasks alive that were spawned at this callsite.",
+        kind: MetricType::GAUGE,
+        sample: |labels, values| (!is_thread(labels)).then_some(values.live as f64),
+    },
+    CallsiteMetric {
+        name: "leakmon_tasks_spawned_total",
+        help: "Tasks spawned at this callsite since the attach.",
+        kind: MetricType::COUNTER,
+        sample: |labels, values| (!is_thread(labels)).then_some(values.spawned as f64),
+    },
+    CallsiteMetric {
+        name: "leakmon_tasks_ended_total",
+        help: "Tasks spawned at this callsite that have ended.",
+        kind: MetricType::COUNTER,
+        sample: |labels, values| (!is_thread(labels)).then_some(values.ended as f64),
+    },
+    CallsiteMetric {
+        name: "leakmon_tasks_oldest_age_seconds",
+        help: "Age of the oldest task alive that was spawned at this callsite.",
+        kind: MetricType::GAUGE,
+        sample: |labels, values| {
+            values
+                .oldest_seconds
+                .filter(|age| age.is_finite() && !is_thread(labels))
+        },
+    },
+    CallsiteMetric {
+        name: "leakmon_leak_suspected",
+        help: "1 where the verdict on this callsite is leak, else 0.",
+        kind: MetricType::GAUGE,
+        sample: |_, values| Some(f64::from(u8::from(values.leak))),
+    },
+    CallsiteMetric {
+        name: "leakmon_threads_live",
+        help: "Threads alive that were started at this callsite.",
+        kind: MetricType::GAUGE,
+        sample: |labels, values| is_thread(labels).then_some(values.live as f64),
+    },
+    CallsiteMetric {
+        name: "leakmon_threads_started_total",
+        help: "Threads started at this callsite since the attach.",
+        kind: MetricType::COUNTER,
+        sample: |labels, values| is_thread(labels).then_some(values.spawned as f64),
+    },
+    CallsiteMetric {
+        name: "leakmon_threads_ended_total",
+        help: "Threads started at this callsite that have ended.",
+        kind: MetricType::COUNTER,
+        sample: |labels, values| is_thread(labels).then_some(values.ended as f64),
+    },
+];
+
+fn is_thread(labels: &Labels) -> bool {
+    labels.kind == "thread"
+}
+
+/// The metrics as text. leakmon's own are left out where the filter narrows: a narrowed scrape is about one process or kind.
+///
+/// # Errors
+///
+/// None is known; the encoder's interface has one, and its text is what an HTTP 500 would say.
+pub fn render(table: &SeriesTable, loss: &LossReport, own: &SelfMetrics, filter: &Filter) -> Result<String, String> {
+    let series: Vec<(&Series, Vec<LabelPair>)> = table
+        .series
+        .iter()
+        .filter(|series| filter.matches(series.labels.tgid, series.labels.kind))
+        .map(|series| (series, callsite_labels(&series.labels)))
+        .collect();
+    let mut text = String::with_capacity(4_096 + series.len() * 1_024);
+    // One family after the other, so that just one has its copy of the labels in memory.
+    for metric in &CALLSITE_METRICS {
+        let samples = series.iter().filter_map(|(series, labels)| {
+            (metric.sample)(&series.labels, &series.values).map(|value| (labels.clone(), value))
+        });
+        encode(&mut text, metric.name, metric.help, metric.kind, samples.collect())?;
+    }
+    if filter.is_all() {
+        own_metrics(&mut text, table, loss, own)?;
+    }
+    Ok(text)
+}
+
+/// What leakmon says about itself.
+fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &SelfMetrics) -> Result<(), String> {
+    let (gauge, counter) = (MetricType::GAUGE, MetricType::COUNTER);
+    let one = |count: u64| vec![(Vec::new(), count as f64)];
+    let entries = own.maps.iter().map(|fill| (fill.map, fill.entries));
+    let capacities = own.maps.iter().map(|fill| (fill.map, fill.capacity));
+    for (name, help, kind, samples) in [
+        (
+            "leakmon_events_total",
+            EVENTS,
+            counter,
+            by("kind", own.events.iter().copied()),
+        ),
+        (
+            "leakmon_events_dropped_total",
+            DROPPED,
+            counter,
+            by("reason", own.events_dropped.iter().copied()),
+        ),
+        (
+            "leakmon_ends_unmatched_total",
+            UNMATCHED,
+            counter,
+            one(loss.unmatched_ends),
+        ),
+        ("leakmon_tasks_replaced_total", REPLACED, counter, one(loss.replaced)),
+        (
+            "leakmon_tasks_untracked_total",
+            "Births not tracked because a table was full.",
+            counter,
+            one(loss.live_full),
+        ),
+        (
+            "leakmon_processes_refused_total",
+            REFUSED,
+            counter,
+            one(table.refused_processes),
+        ),
+        (
+            "leakmon_map_entries",
+            "Entries in use of a BPF map.",
+            gauge,
+            by("map", entries),
+        ),
+        (
+            "leakmon_map_capacity",
+            "Entries that fit into a BPF map.",
+            gauge,
+            by("map", capacities),
+        ),
+        (
+            "leakmon_targets",
+            "Processes watched, by status.",
+            gauge,
+            by("status", own.targets.iter().copied()),
+        ),
+        (
+            "leakmon_probe_sites",
+            SITES,
+            gauge,
+            by("cost", [("cheap", own.cheap_sites), ("slow", own.slow_sites)]),
+        ),
+        (
+            "leakmon_build_info",
+            "1, with the version of leakmon.",
+            gauge,
+            by("version", [(env!("CARGO_PKG_VERSION"), 1)]),
+        ),
+    ] {
+        encode(text, name, help, kind, samples)?;
+    }
+    Ok(())
+}
+
+const EVENTS: &str = "Events read from the kernel.";
+const DROPPED: &str = "What the programs in the kernel could not do, by reason.";
+const UNMATCHED: &str = "Ends of tasks whose birth was not counted, such as those older than the attach.";
+const REPLACED: &str = "Tasks freed without completing, noticed when their memory was used again.";
+const REFUSED: &str = "Processes that got no series because too many others had them.";
+const SITES: &str = "Probe sites attached: the kernel emulates cheap ones and single-steps slow ones.";
+
+/// A sample for each value of a label.
+fn by(label: &str, values: impl IntoIterator<Item = (&'static str, u64)>) -> Samples {
+    values
+        .into_iter()
+        .map(|(value, count)| (vec![pair(label, value)], count as f64))
+        .collect()
+}
+
+type Samples = Vec<(Vec<LabelPair>, f64)>;
+
+/// Appends a family; one without a sample is left out.
+fn encode(text: &mut String, name: &str, help: &str, kind: MetricType, samples: Samples) -> Result<(), String> {
+    if samples.is_empty() {
+        return Ok(());
+    }
+    let metrics = samples.into_iter().map(|(labels, value)| {
+        let mut metric = Metric::from_label(labels);
+        if kind == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        metric
+    });
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics.collect());
+    TextEncoder::new()
+        .encode_utf8(&[family], text)
+        .map_err(|error| format!("metric {name} can't be written: {error}"))
+}
+
+fn callsite_labels(labels: &Labels) -> Vec<LabelPair> {
+    vec![
+        pair("process", &labels.process),
+        pair("pid", &labels.tgid.to_string()),
+        pair("kind", labels.kind),
+        pair("callsite", &labels.callsite),
+        pair("function", &labels.function),
+        pair("location", &labels.location),
+    ]
+}
+
+fn pair(name: &str, value: &str) -> LabelPair {
+    let mut pair = LabelPair::default();
+    pair.set_name(name.to_owned());
+    pair.set_value(value.to_owned());
+    pair
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::report::Report;
+    use crate::export::series::{Limits, SeriesBook};
+    use crate::export::{escape, samples};
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    fn text(report: &Report, own: &SelfMetrics, filter: &Filter) -> String {
+        let table = SeriesBook::new(Limits::default()).observe(report);
+        let text = render(&table, &report.loss, own, filter).unwrap();
+        // A release must not change the golden files.
+        text.replace(env!("CARGO_PKG_VERSION"), "VERSION")
+    }
+
+    #[test]
+    fn the_report_in_metrics() {
+        insta::assert_snapshot!(
+            "busy_metrics",
+            text(&samples::busy(), &samples::own(), &Filter::default())
+        );
+    }
+
+    #[test]
+    fn an_empty_report_has_only_what_leakmon_says_of_itself() {
+        insta::assert_snapshot!(
+            "empty_metrics",
+            text(&samples::empty(), &SelfMetrics::default(), &Filter::default())
+        );
+    }
+
+    #[test]
+    fn hostile_names_make_no_samples_and_no_labels() {
+        let text = text(
+            &samples::hostile(),
+            &samples::own(),
+            &Filter {
+                tgid: Some(666),
+                kind: None,
+            },
+        );
+        insta::assert_snapshot!("hostile_metrics", text);
+        assert!(
+            !text
+                .chars()
+                .any(|character| character != '\n' && escape::is_hostile(character))
+        );
+        assert!(
+            text.lines()
+                .all(|line| line.starts_with("# ") || line.starts_with("leakmon_")),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_narrowed_scrape_has_one_process_and_kind() {
+        let filter = Filter {
+            tgid: Some(83_920),
+            kind: Some("thread"),
+        };
+        let text = text(&samples::busy(), &samples::own(), &filter);
+        let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            samples.len(),
+            8,
+            "own and other, each with three counts and the verdict: {text}"
+        );
+        assert!(
+            samples.iter().all(|line| line.contains(r#"pid="83920",kind="thread""#)),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn promtool_has_nothing_to_say() {
+        const PROMTOOL: &str = "/usr/bin/promtool";
+        if !std::path::Path::new(PROMTOOL).exists() {
+            println!(
+                "skipped promtool_has_nothing_to_say: {PROMTOOL} is missing; the Debian package prometheus has it"
+            );
+            return;
+        }
+        for report in [samples::busy(), samples::hostile(), samples::empty()] {
+            let text = text(&report, &samples::own(), &Filter::default());
+            let mut child = Command::new(PROMTOOL)
+                .args(["check", "metrics"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+            let output = child.wait_with_output().unwrap();
+            let said = [output.stdout, output.stderr].concat();
+            assert!(
+                output.status.success() && said.is_empty(),
+                "{}\n{text}",
+                String::from_utf8_lossy(&said)
+            );
+        }
+    }
+}
