@@ -293,21 +293,37 @@ pub enum Loss {
     TargetsFull = 4,
     /// No scratch memory was free on this processor: the stack has the site alone.
     ScratchBusy = 5,
-    /// A stored stack ended before the thread's start.
-    StackTruncated = 6,
+    /// A walk ended where a frame pointer led nowhere.
+    WalkFramePointer = 6,
+    /// A walk could not read the stack.
+    WalkBadRead = 7,
+    /// A walk had more than [`FRAMES_MAX`] frames.
+    WalkTooDeep = 8,
+    /// A walk met code without a table.
+    WalkNoTable = 9,
+    /// A walk met a rule that can't be expressed.
+    WalkUnsupported = 10,
 }
 
 impl Loss {
     /// All reasons, in index order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::RingFull,
         Self::LiveFull,
         Self::StacksFull,
         Self::CountsFull,
         Self::TargetsFull,
         Self::ScratchBusy,
-        Self::StackTruncated,
+        Self::WalkFramePointer,
+        Self::WalkBadRead,
+        Self::WalkTooDeep,
+        Self::WalkNoTable,
+        Self::WalkUnsupported,
     ];
+
+    /// Reasons for which a walk ends before the thread's start; the stack is stored as far as it is known.
+    pub const WALKS: [Self; 5] =
+        [Self::WalkFramePointer, Self::WalkBadRead, Self::WalkTooDeep, Self::WalkNoTable, Self::WalkUnsupported];
 }
 
 /// What a [`Record`] tells.

@@ -34,7 +34,10 @@ pub fn current(cookie: Cookie, now_ns: u64) -> Option<u64> {
 /// Makes `tgid` a target from now on. Two threads may race for the first hit: the first one's entry stays.
 #[inline(always)]
 pub fn begin(tgid: u32, now_ns: u64) -> Option<u64> {
-    let entry = TargetEntry { target: TargetId::new(tgid, now_ns).0, since_ns: now_ns };
+    let entry = TargetEntry {
+        target: TargetId::new(tgid, now_ns).0,
+        since_ns: now_ns,
+    };
     let _lost_race = TARGETS.insert(tgid, entry, u64::from(BPF_NOEXIST));
     let Some(stored) = TARGETS.get_ptr(tgid) else {
         emit::lose(Loss::TargetsFull);
@@ -42,7 +45,11 @@ pub fn begin(tgid: u32, now_ns: u64) -> Option<u64> {
     };
     let target = unsafe { (*stored).target };
     if target == entry.target {
-        let totals = Totals { unmatched_ends: 0, replaced: 0, untracked: 0 };
+        let totals = Totals {
+            unmatched_ends: 0,
+            replaced: 0,
+            untracked: 0,
+        };
         if TOTALS.insert(target, totals, 0).is_err() {
             emit::lose(Loss::TargetsFull);
         }

@@ -5,9 +5,7 @@
 
 use crate::{
     emit,
-    maps::{
-        FOLLOW, TARGETS, WATCHED, debug, signal_live_offset, task_signal_offset, task_tgid_offset,
-    },
+    maps::{FOLLOW, MAPPINGS, TARGETS, WATCHED, debug, signal_live_offset, task_signal_offset, task_tgid_offset},
     target,
 };
 use aya_ebpf::{
@@ -35,7 +33,14 @@ pub fn fork(ctx: &RawTracePointContext) -> i32 {
         return 0;
     };
     let _full = WATCHED.insert(child, flags, 0);
-    emit::emit(RecordKind::Fork, unsafe { bpf_ktime_get_ns() }, 0, 0, u64::from(child), 0);
+    emit::emit(
+        RecordKind::Fork,
+        unsafe { bpf_ktime_get_ns() },
+        0,
+        0,
+        u64::from(child),
+        0,
+    );
     0
 }
 
@@ -52,6 +57,7 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
     }
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let _none = TARGETS.remove(tgid);
+    let _stale = MAPPINGS.remove(tgid);
     let now = target::begin(tgid, now_ns).unwrap_or(0);
     emit::emit(RecordKind::Exec, now_ns, now, 0, before, u64::from(tgid));
     if debug() != 0 {
@@ -85,6 +91,7 @@ pub fn exit(ctx: &RawTracePointContext) -> i32 {
     };
     let gone = unsafe { (*entry).target };
     let _gone = TARGETS.remove(tgid);
+    let _stale = MAPPINGS.remove(tgid);
     emit::emit(RecordKind::Exit, unsafe { bpf_ktime_get_ns() }, gone, 0, 0, 0);
     if debug() != 0 {
         info!(ctx, "exit: process {}, target {:x}", tgid, gone);

@@ -16,13 +16,7 @@ use crate::{
         series::{Limits, SeriesBook},
         snapshot::Snapshot,
     },
-    kernel::{
-        Kernel, KernelError, Settings,
-        attach::ImageNumber,
-        clock::monotonic_ns,
-        event::Event,
-        ring::EventRing,
-    },
+    kernel::{Kernel, KernelError, Settings, attach::ImageNumber, clock::monotonic_ns, event::Event, ring::EventRing},
     live::{Live, StackKey},
     self_metrics::{MapFill, SelfMetrics},
     targets::{self, plan::ProbePlan, processes::ProcessImage},
@@ -53,8 +47,19 @@ const SWEEP_REST: u32 = 200;
 const NAMES_WAIT: Duration = Duration::from_secs(60);
 
 /// Names of [`Loss::ALL`] in `leakmon_events_dropped_total`.
-const LOSS_NAMES: [&str; Loss::ALL.len()] =
-    ["ring_full", "live_full", "stacks_full", "counts_full", "targets_full", "scratch_busy", "stack_truncated"];
+const LOSS_NAMES: [&str; Loss::ALL.len()] = [
+    "ring_full",
+    "live_full",
+    "stacks_full",
+    "counts_full",
+    "targets_full",
+    "scratch_busy",
+    "walk_frame_pointer",
+    "walk_bad_read",
+    "walk_too_deep",
+    "walk_no_table",
+    "walk_unsupported",
+];
 
 /// Watches images and processes.
 pub struct Observer {
@@ -104,16 +109,29 @@ impl Observer {
     /// Where there is no room, or none of its sites can be attached.
     pub fn add_image(&mut self, plan: ProbePlan, file: File, every_process: bool) -> anyhow::Result<()> {
         let path = plan.path.display().to_string();
-        let number = self.images.next_number().with_context(|| format!("{path}: too many images are watched"))?;
-        let attached = self.kernel.attach(&plan, &file, ImageNumber { number, every_process })?;
+        let number = self
+            .images
+            .next_number()
+            .with_context(|| format!("{path}: too many images are watched"))?;
+        let attached = self
+            .kernel
+            .attach(&plan, &file, ImageNumber { number, every_process })?;
         if attached.sites.is_empty() {
-            let reason = attached.refused.first().map_or("it has no probe sites", |(_, reason)| reason);
-            return Err(KernelError::NoSite { path, reason: reason.to_owned() }.into());
+            let reason = attached
+                .refused
+                .first()
+                .map_or("it has no probe sites", |(_, reason)| reason);
+            return Err(KernelError::NoSite {
+                path,
+                reason: reason.to_owned(),
+            }
+            .into());
         }
         for (index, reason) in &attached.refused {
             tracing::warn!("{path}: site {index} is not attached: {reason}");
         }
-        self.images.add(Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?);
+        self.images
+            .add(Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?);
         Ok(())
     }
 
@@ -173,7 +191,10 @@ impl Observer {
     fn begin(&mut self, tgid: u32) {
         let now_ns = monotonic_ns();
         match self.kernel.begin_target(tgid, now_ns) {
-            Ok(target) => self.take_event(&Event::Target { target, time_ns: now_ns }),
+            Ok(target) => self.take_event(&Event::Target {
+                target,
+                time_ns: now_ns,
+            }),
             Err(error) => tracing::warn!("process {tgid} can't be followed: {error}"),
         }
     }
@@ -199,7 +220,11 @@ impl Observer {
 
     /// Publishes a snapshot every `interval` while [`Self::observe`] runs, and forgets what has exited.
     pub fn publish_to(&mut self, source: Source, interval: Duration) {
-        self.publisher = Some(Publisher { source, book: SeriesBook::new(Limits::default()), interval });
+        self.publisher = Some(Publisher {
+            source,
+            book: SeriesBook::new(Limits::default()),
+            interval,
+        });
     }
 
     /// Runs the loop until `until` is done, or until all watched processes have ended where `until_all_gone` says so.
@@ -242,14 +267,20 @@ impl Observer {
         self.events[event.kind_index()] += 1;
         self.live.apply(event);
         match *event {
-            Event::Target { target, .. } | Event::Exec { target: Some(target), .. } => {
+            Event::Target { target, .. }
+            | Event::Exec {
+                target: Some(target), ..
+            } => {
                 self.processes.see(target, &self.images);
                 self.names.see_target(target);
             }
-            Event::Stack { target, stack, cookie, .. } => {
+            Event::Stack {
+                target, stack, cookie, ..
+            } => {
                 let stored = self.kernel.stack(stack);
                 let key = StackKey { target, stack };
-                self.names.want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
+                self.names
+                    .want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
             }
             _ => {}
         }
@@ -258,13 +289,21 @@ impl Observer {
     /// Reads the kernel's counters; sweeps where it is time.
     fn tick(&mut self) {
         self.drain();
-        let sweep = if Instant::now() >= self.next_sweep { self.sweep() } else { None };
+        let sweep = if Instant::now() >= self.next_sweep {
+            self.sweep()
+        } else {
+            None
+        };
         self.read(sweep);
     }
 
     fn sweep(&mut self) -> Option<u64> {
         let began = Instant::now();
-        let sweep = self.kernel.sweep().inspect_err(|error| tracing::warn!("ages can't be known: {error}")).ok();
+        let sweep = self
+            .kernel
+            .sweep()
+            .inspect_err(|error| tracing::warn!("ages can't be known: {error}"))
+            .ok();
         self.next_sweep = Instant::now() + began.elapsed() * SWEEP_REST;
         sweep
     }
@@ -278,16 +317,25 @@ impl Observer {
                 self.live.set_totals(target, totals);
             }
             // The event may have been lost; the kernel's table is the truth.
-            if self.kernel.target(target.tgid()).is_none_or(|entry| entry.target != target.0) {
+            if self
+                .kernel
+                .target(target.tgid())
+                .is_none_or(|entry| entry.target != target.0)
+            {
                 self.live.exited(target, now_ns);
             }
         }
-        let missing: Vec<_> =
-            self.live.stacks().filter(|(key, _)| !self.names.knows(*key)).map(|(key, count)| (key, count.cookie)).collect();
+        let missing: Vec<_> = self
+            .live
+            .stacks()
+            .filter(|(key, _)| !self.names.knows(*key))
+            .map(|(key, count)| (key, count.cookie))
+            .collect();
         for (key, cookie) in missing {
             self.processes.see(key.target, &self.images);
             let stored = self.kernel.stack(key.stack);
-            self.names.want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
+            self.names
+                .want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
         }
     }
 
@@ -312,7 +360,10 @@ impl Observer {
             }
         };
         if timeout(NAMES_WAIT, all_named).await.is_err() {
-            tracing::warn!("{} stacks have no names yet and are shown by image and offset", self.names.pending());
+            tracing::warn!(
+                "{} stacks have no names yet and are shown by image and offset",
+                self.names.pending()
+            );
         }
         Ok(())
     }
@@ -349,15 +400,22 @@ impl Observer {
         };
         let series = publisher.book.observe(&report);
         let ready = self.kernel.attached_sites() > 0;
-        publisher.source.snapshot.store(Arc::new(Snapshot::new(report, series, own, ready)));
+        publisher
+            .source
+            .snapshot
+            .store(Arc::new(Snapshot::new(report, series, own, ready)));
         publisher.source.heartbeat.beat();
         self.forget_exited();
     }
 
     /// Drops the targets that the snapshot just published shows as exited.
     fn forget_exited(&mut self) {
-        let gone: Vec<TargetId> =
-            self.live.targets().filter(|(_, target)| target.exited_ns.is_some()).map(|(target, _)| target).collect();
+        let gone: Vec<TargetId> = self
+            .live
+            .targets()
+            .filter(|(_, target)| target.exited_ns.is_some())
+            .map(|(target, _)| target)
+            .collect();
         if gone.is_empty() {
             return;
         }
@@ -385,8 +443,13 @@ impl Observer {
             capacity: u64::from(capacity),
         };
         let statuses = ["attached", "partial", "paused", "unsupported"];
-        let with_status =
-            |word: &str| report.targets.iter().filter(|target| target.status.as_str() == word).count() as u64;
+        let with_status = |word: &str| {
+            report
+                .targets
+                .iter()
+                .filter(|target| target.status.as_str() == word)
+                .count() as u64
+        };
         let slow_sites: u64 = self.images.iter().map(Image::attached_slow).sum();
         SelfMetrics {
             events: Event::KINDS.into_iter().zip(self.events).collect(),

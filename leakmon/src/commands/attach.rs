@@ -23,7 +23,11 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
             }
         })
         .await;
-    let destination = args.observe.output.as_deref().map_or(Destination::Stdout, Destination::File);
+    let destination = args
+        .observe
+        .output
+        .as_deref()
+        .map_or(Destination::Stdout, Destination::File);
     observation::conclude(observer, &args.observe, destination).await?;
     Ok(Exit::Done)
 }

@@ -49,9 +49,16 @@ pub fn cookie(plan: &ProbePlan, index: usize, image: ImageNumber) -> Option<Cook
     let site = plan.sites.get(index)?;
     let site_number = u32::try_from(index).ok().filter(|number| *number < Cookie::SITES_MAX)?;
     let number = Some(image.number).filter(|number| *number < Cookie::IMAGES_MAX)?;
-    let kind = site.task_type.and_then(|index| plan.task_types.get(index)).map_or(Kind::Task, |task_type| task_type.kind);
+    let kind = site
+        .task_type
+        .and_then(|index| plan.task_types.get(index))
+        .map_or(Kind::Task, |task_type| task_type.kind);
     let cookie = Cookie::new(site.register, site.role, site.condition, kind, site_number, number);
-    Some(if image.every_process { cookie.for_every_process() } else { cookie })
+    Some(if image.every_process {
+        cookie.for_every_process()
+    } else {
+        cookie
+    })
 }
 
 impl Kernel {
@@ -75,8 +82,13 @@ impl Kernel {
                 let attached = verify(site, file).and_then(|()| {
                     let cookie = cookie(plan, index, image).ok_or("the plan has too many sites")?;
                     let location = UProbeAttachLocation::AbsoluteOffset(site.file_offset);
-                    let point = UProbeAttachPoint { location, cookie: Some(cookie.0) };
-                    let id = uprobe.attach(point, &path, UProbeScope::AllProcesses).map_err(|error| chain(&error))?;
+                    let point = UProbeAttachPoint {
+                        location,
+                        cookie: Some(cookie.0),
+                    };
+                    let id = uprobe
+                        .attach(point, &path, UProbeScope::AllProcesses)
+                        .map_err(|error| chain(&error))?;
                     uprobe.take_link(id).map_err(|error| chain(&error))
                 });
                 match attached {
@@ -104,7 +116,10 @@ fn verify(site: &ProbeSite, file: &File) -> Result<(), String> {
         return Err(format!("the plan has no instruction at offset {:#x}", site.file_offset));
     }
     if site.condition != Condition::Always && !site.cheap {
-        return Err(format!("the site at offset {:#x} has a condition but is no branch", site.file_offset));
+        return Err(format!(
+            "the site at offset {:#x} has a condition but is no branch",
+            site.file_offset
+        ));
     }
     let mut found = vec![0; site.bytes.len()];
     file.read_exact_at(&mut found, site.file_offset)

@@ -15,8 +15,8 @@ use aya::{
     programs::{ProgramError, RawTracePoint, TestRun, UProbe},
 };
 use leakmon_ebpf::abi::{
-    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, Loss, RING_BYTES, STACKS_ENTRIES_MAX, Stack, TargetEntry,
-    TargetId, Totals,
+    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, Loss, RING_BYTES, STACKS_ENTRIES_MAX, Stack,
+    TargetEntry, TargetId, Totals,
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -112,7 +112,6 @@ const SWEEP: &str = "sweep_live";
 const FOLLOW: u32 = 1;
 
 /// Loaded programs, their maps and their links. Dropping it detaches everything.
-
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
     pub(super) links: Links,
@@ -171,7 +170,9 @@ impl Kernel {
     /// Where too many processes are watched already.
     pub fn watch(&mut self, tgid: u32, follow: bool) -> Result<(), KernelError> {
         let flags = if follow { FOLLOW } else { 0 };
-        self.watched.insert(&tgid, &flags).map_err(|error| KernelError::Map("WATCHED", error))
+        self.watched
+            .insert(&tgid, &flags)
+            .map_err(|error| KernelError::Map("WATCHED", error))
     }
 
     /// Stops watching a process. What was counted stays.
@@ -185,13 +186,25 @@ impl Kernel {
     /// Where there are too many targets.
     pub fn begin_target(&mut self, tgid: u32, now_ns: u64) -> Result<TargetId, KernelError> {
         let target = TargetId::new(tgid, now_ns);
-        let entry = TargetEntry { target: target.0, since_ns: now_ns };
+        let entry = TargetEntry {
+            target: target.0,
+            since_ns: now_ns,
+        };
         if self.targets.insert_new(&tgid, &entry).is_ok() {
-            let totals = Totals { unmatched_ends: 0, replaced: 0, untracked: 0 };
-            self.totals.insert(&target.0, &totals).map_err(|error| KernelError::Map("TOTALS", error))?;
+            let totals = Totals {
+                unmatched_ends: 0,
+                replaced: 0,
+                untracked: 0,
+            };
+            self.totals
+                .insert(&target.0, &totals)
+                .map_err(|error| KernelError::Map("TOTALS", error))?;
             return Ok(target);
         }
-        let stored = self.targets.get(&tgid).ok_or(KernelError::TooManyTargets(self.targets.capacity()))?;
+        let stored = self
+            .targets
+            .get(&tgid)
+            .ok_or(KernelError::TooManyTargets(self.targets.capacity()))?;
         Ok(TargetId(stored.target))
     }
 
@@ -223,7 +236,9 @@ impl Kernel {
     #[must_use]
     pub fn loss(&self) -> [u64; Loss::ALL.len()] {
         let of_reason = |reason: Loss| {
-            self.loss.get(&(reason as u32), 0).map_or(0, |per_processor| per_processor.iter().sum())
+            self.loss
+                .get(&(reason as u32), 0)
+                .map_or(0, |per_processor| per_processor.iter().sum())
         };
         Loss::ALL.map(of_reason)
     }
@@ -239,7 +254,9 @@ impl Kernel {
         let program: &mut RawTracePoint = program(&mut self.ebpf, SWEEP)?;
         let mut options = aya::programs::RawTracePointRunOptions::new();
         options.args[0] = number;
-        program.test_run(options).map_err(|error| KernelError::Program(SWEEP, error))?;
+        program
+            .test_run(options)
+            .map_err(|error| KernelError::Program(SWEEP, error))?;
         Ok(number)
     }
 
@@ -311,7 +328,9 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
     for (name, tracepoint) in TRACEPOINTS {
         let program: &mut RawTracePoint = program(ebpf, name)?;
         program.load().map_err(|error| KernelError::Program(name, error))?;
-        program.attach(tracepoint).map_err(|error| KernelError::Program(name, error))?;
+        program
+            .attach(tracepoint)
+            .map_err(|error| KernelError::Program(name, error))?;
     }
     let sweep: &mut RawTracePoint = program(ebpf, SWEEP)?;
     sweep.load().map_err(|error| KernelError::Program(SWEEP, error))

@@ -43,7 +43,11 @@ fn compare_sites(truth: &Truth, report: &Report, run: usize) {
         }
     }
     let blocking = report.of_kinds(&["blocking"]);
-    let mut expected = Counts { spawned: 2, ended: 0, live: 2 };
+    let mut expected = Counts {
+        spawned: 2,
+        ended: 0,
+        live: 2,
+    };
     for site in truth.sites().iter().filter(|site| site.kind == "blocking") {
         expected.spawned += site.counts.spawned;
         expected.ended += site.counts.ended;
@@ -54,14 +58,25 @@ fn compare_sites(truth: &Truth, report: &Report, run: usize) {
 
 #[test]
 fn a_registry_that_is_never_emptied_is_the_first_callsite() {
-    let Some(victim) = host::victim_for("a_registry_that_is_never_emptied_is_the_first_callsite", "leaky_registry") else {
+    let Some(victim) = host::victim_for(
+        "a_registry_that_is_never_emptied_is_the_first_callsite",
+        "leaky_registry",
+    ) else {
         return;
     };
     let run = Run::of(&[], &victim, &[]);
-    let leak = run.truth().sites().into_iter().find(|site| site.name == "handle_conn").unwrap();
+    let leak = run
+        .truth()
+        .sites()
+        .into_iter()
+        .find(|site| site.name == "handle_conn")
+        .unwrap();
     let first = &run.report.callsites()[0];
     assert_eq!(Counts::of(first), leak.counts);
-    assert!(first["task_type"].as_str().unwrap().contains("::handle_conn::"), "{first:#}");
+    assert!(
+        first["task_type"].as_str().unwrap().contains("::handle_conn::"),
+        "{first:#}"
+    );
     assert_eq!(run.report.task(), run.truth().total());
 }
 
@@ -73,7 +88,13 @@ fn a_registry_that_is_emptied_keeps_only_the_servers_own_tasks() {
     };
     let run = Run::of(&[], &victim, &[]);
     assert_eq!(run.report.task(), run.truth().total());
-    let handlers = run.report.by_task_type().into_iter().find(|(name, _)| name.contains("::handle_conn::")).unwrap().1;
+    let handlers = run
+        .report
+        .by_task_type()
+        .into_iter()
+        .find(|(name, _)| name.contains("::handle_conn::"))
+        .unwrap()
+        .1;
     assert_eq!(handlers.live, 0);
     assert!(handlers.spawned > 0);
 }

@@ -52,7 +52,11 @@ impl Daemon {
 
     fn request(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: leakmon\r\nConnection: close\r\n\r\n").unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: leakmon\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut reply = String::new();
         stream.read_to_string(&mut reply).unwrap();
         let (head, body) = reply.split_once("\r\n\r\n").unwrap();
@@ -94,7 +98,10 @@ fn sample(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
 fn check_with_promtool(metrics: &str) {
     let promtool = Path::new("/usr/bin/promtool");
     if !promtool.is_file() {
-        return host::skip("metrics_pass_promtool", "promtool is not installed: run `cargo xtask setup`");
+        return host::skip(
+            "metrics_pass_promtool",
+            "promtool is not installed: run `cargo xtask setup`",
+        );
     }
     let mut child = Command::new(promtool)
         .args(["check", "metrics"])
@@ -124,7 +131,10 @@ fn the_daemon_serves_what_it_counts() {
     let mine = format!("pid=\"{}\"", victim.tgid());
     let of_victim = |report: &Report| {
         let targets = report.0["targets"].as_array().unwrap();
-        targets.iter().find(|target| target["pid"] == victim.tgid()).map(|target| Counts::of(&target["task"]))
+        targets
+            .iter()
+            .find(|target| target["pid"] == victim.tgid())
+            .map(|target| Counts::of(&target["task"]))
     };
     daemon.await_report("the victim's truth", |report| of_victim(report) == Some(truth.total()));
     assert_eq!(daemon.request("/readyz").0, 200);
@@ -134,9 +144,17 @@ fn the_daemon_serves_what_it_counts() {
 
     let metrics = daemon.get("/metrics");
     check_with_promtool(&metrics);
-    let leak = truth.sites().into_iter().find(|site| site.name == "handle_conn").unwrap().counts;
+    let leak = truth
+        .sites()
+        .into_iter()
+        .find(|site| site.name == "handle_conn")
+        .unwrap()
+        .counts;
     let callsite = daemon.report();
-    let leaking = callsite.callsites().iter().find(|site| site["pid"] == victim.tgid() && site["live"] == leak.live);
+    let leaking = callsite
+        .callsites()
+        .iter()
+        .find(|site| site["pid"] == victim.tgid() && site["live"] == leak.live);
     let id = leaking.unwrap()["id"].as_str().unwrap();
     let short = format!("callsite=\"{}", &id[..8]);
     for (name, expected) in [
@@ -144,16 +162,28 @@ fn the_daemon_serves_what_it_counts() {
         ("leakmon_tasks_spawned_total", leak.spawned),
         ("leakmon_tasks_ended_total", leak.ended),
     ] {
-        assert_eq!(sample(&metrics, name, &[&mine, &short]), Some(expected as f64), "{name} of {id}: {metrics}");
+        assert_eq!(
+            sample(&metrics, name, &[&mine, &short]),
+            Some(expected as f64),
+            "{name} of {id}: {metrics}"
+        );
     }
     assert!(daemon.get("/folded").contains("handle_conn"));
 
     let tgid = victim.tgid();
     drop(victim);
     daemon.await_report("the victim's end", |report| {
-        report.0["targets"].as_array().unwrap().iter().all(|target| target["pid"] != tgid)
+        report.0["targets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|target| target["pid"] != tgid)
     });
     let after = daemon.get("/metrics");
-    assert_eq!(sample(&after, "leakmon_tasks_live", &[&mine]), None, "a process that has gone has no series");
+    assert_eq!(
+        sample(&after, "leakmon_tasks_live", &[&mine]),
+        None,
+        "a process that has gone has no series"
+    );
     daemon.stop();
 }

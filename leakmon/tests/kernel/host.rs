@@ -21,7 +21,10 @@ pub(crate) fn victim_for(test: &str, victim: &str) -> Option<PathBuf> {
     }
     let path = built(victim);
     if !path.is_file() {
-        skip(test, &format!("{} is not built: run `cargo xtask test`", path.display()));
+        skip(
+            test,
+            &format!("{} is not built: run `cargo xtask test`", path.display()),
+        );
         return None;
     }
     Some(path)
@@ -40,7 +43,11 @@ fn built(victim: &str) -> PathBuf {
 pub(crate) fn skip(test: &str, reason: &str) {
     eprintln!("SKIPPED {test}: {reason}");
     if let Some(file) = std::env::var_os(SKIPPED) {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file).unwrap();
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(file)
+            .unwrap();
         writeln!(file, "{test}: {reason}").unwrap();
     }
 }

@@ -50,7 +50,9 @@ fn run_follows_the_commands_exit_code_and_signals() {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(child.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     assert_eq!(line, "ready\n");
     signal(child.id(), Signal::SIGTERM);
     // Passed on: the victim dies of it, and leakmon says so as a shell does.

@@ -36,7 +36,10 @@ impl Run {
             .unwrap();
         let text = std::fs::read_to_string(&report)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
-        Self { output, report: Report::parse(&text) }
+        Self {
+            output,
+            report: Report::parse(&text),
+        }
     }
 
     /// The victim's own record, the last line of its output.

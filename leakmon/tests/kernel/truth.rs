@@ -14,7 +14,11 @@ pub(crate) struct Counts {
 impl Counts {
     pub(crate) fn of(value: &Value) -> Self {
         let field = |name: &str| value[name].as_u64().unwrap_or_else(|| panic!("no {name} in {value}"));
-        Self { spawned: field("spawned"), ended: field("ended"), live: field("live") }
+        Self {
+            spawned: field("spawned"),
+            ended: field("ended"),
+            live: field("live"),
+        }
     }
 
     fn add(&mut self, other: Self) {
@@ -29,7 +33,6 @@ impl Counts {
 pub(crate) struct Site {
     pub(crate) name: String,
     pub(crate) kind: String,
-    pub(crate) spawned_by: String,
     pub(crate) counts: Counts,
 }
 
@@ -62,7 +65,11 @@ impl Truth {
 
     fn workers(&self) -> Counts {
         let workers = self.0["runtime_tasks"].as_u64().unwrap();
-        Counts { spawned: workers, ended: 0, live: workers }
+        Counts {
+            spawned: workers,
+            ended: 0,
+            live: workers,
+        }
     }
 
     pub(crate) fn sites(&self) -> Vec<Site> {
@@ -70,7 +77,6 @@ impl Truth {
         let site = |row: &Value| Site {
             name: text(&row["site"]),
             kind: text(&row["kind"]),
-            spawned_by: text(&row["spawned_by"]),
             counts: Counts::of(row),
         };
         self.0["truth"].as_array().unwrap().iter().map(site).collect()
