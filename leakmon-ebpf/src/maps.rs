@@ -13,8 +13,8 @@ use leakmon_ebpf::abi::{
 };
 use leakmon_ebpf::{
     rows::{
-        MAPPED_PROCESSES_MAX, PAGE_CHUNKS_MAX, PAGES_PER_CHUNK, Page, ProcessMappings, ROW_CHUNKS_MAX, ROWS_PER_CHUNK, Row,
-        SIGNAL_CONTEXT_WORDS,
+        MAPPED_PROCESSES_MAX, PAGE_CHUNKS_MAX, PAGES_PER_CHUNK, Page, ProcessMappings, ROW_CHUNKS_MAX, ROWS_PER_CHUNK,
+        Row, SIGNAL_CONTEXT_WORDS,
     },
     step::Walk,
 };
@@ -40,7 +40,7 @@ pub static TARGETS: HashMap<u32, TargetEntry> = HashMap::with_max_entries(TARGET
 #[map]
 pub static TOTALS: HashMap<u64, Totals> = HashMap::with_max_entries(TARGETS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
 
-/// Processes that are asked for by number, and their descendants where the value says so ([`FOLLOW`]). Full: a
+/// Processes that are asked for by number, and their descendants where the value says so ([`FOLLOW`](leakmon_ebpf::abi::FOLLOW)). Full: a
 /// descendant is not followed.
 #[map]
 pub static WATCHED: HashMap<u32, u32> = HashMap::with_max_entries(WATCHED_ENTRIES_MAX, BPF_F_NO_PREALLOC);
@@ -104,9 +104,6 @@ pub struct RowChunk(pub [Row; ROWS_PER_CHUNK as usize]);
 /// A value of [`PAGES`].
 #[repr(C)]
 pub struct PageChunk(pub [Page; PAGES_PER_CHUNK as usize]);
-
-/// In [`WATCHED`]: descendants are watched too.
-pub const FOLLOW: u32 = 1;
 
 /// Whether stacks are walked; set before loading.
 #[unsafe(no_mangle)]

@@ -8,7 +8,7 @@ use crate::{
     maps::{TARGETS, TOTALS, WATCHED},
 };
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
-use leakmon_ebpf::abi::{Cookie, Loss, RecordKind, TargetEntry, TargetId, Totals};
+use leakmon_ebpf::abi::{Cookie, Loss, REPORT_INTERVAL_NS, RecordKind, TargetEntry, TargetId, Totals};
 
 /// The current process's number.
 #[inline(always)]
@@ -37,6 +37,7 @@ pub fn begin(tgid: u32, now_ns: u64) -> Option<u64> {
     let entry = TargetEntry {
         target: TargetId::new(tgid, now_ns).0,
         since_ns: now_ns,
+        asked_ns: 0,
     };
     let _lost_race = TARGETS.insert(tgid, entry, u64::from(BPF_NOEXIST));
     let Some(stored) = TARGETS.get_ptr(tgid) else {
@@ -55,6 +56,21 @@ pub fn begin(tgid: u32, now_ns: u64) -> Option<u64> {
         }
     }
     Some(target)
+}
+
+/// Asks user space to look at the current target's mappings, unless it was asked just now.
+#[inline(always)]
+pub fn ask_for_mappings(now_ns: u64) {
+    let Some(entry) = TARGETS.get_ptr_mut(tgid()) else {
+        return;
+    };
+    unsafe {
+        if now_ns.wrapping_sub((*entry).asked_ns) < REPORT_INTERVAL_NS {
+            return;
+        }
+        (*entry).asked_ns = now_ns;
+        emit::emit(RecordKind::Miss, now_ns, (*entry).target, 0, 0, 0);
+    }
 }
 
 /// Counts an end whose birth was not counted.

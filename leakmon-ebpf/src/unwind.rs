@@ -34,7 +34,7 @@ const WINDOW_MASK: u64 = WINDOW_WORDS as u64 - 1;
 
 /// Walks the stack, stores it where it is new, and returns its key.
 #[inline(always)]
-pub fn stack(ctx: &ProbeContext, cookie: Cookie) -> u64 {
+pub fn stack(ctx: &ProbeContext, cookie: Cookie, now_ns: u64) -> u64 {
     if walk_stacks() == 0 {
         return site_alone(cookie);
     }
@@ -43,6 +43,9 @@ pub fn stack(ctx: &ProbeContext, cookie: Cookie) -> u64 {
         return site_alone(cookie);
     };
     let id = walk(ctx, cookie, scratch);
+    if unsafe { (*scratch).stack.walk_end } == WalkEnd::NoTable as u32 {
+        target::ask_for_mappings(now_ns);
+    }
     let stored = store(id, unsafe { &raw const (*scratch).stack });
     release(scratch);
     if stored {
@@ -60,7 +63,9 @@ fn site_alone(cookie: Cookie) -> u64 {
 
 #[inline(always)]
 fn mix(hash: u64, word: u64) -> u64 {
-    (hash ^ word.wrapping_mul(PRIME_2)).rotate_left(31).wrapping_mul(PRIME_1)
+    (hash ^ word.wrapping_mul(PRIME_2))
+        .rotate_left(31)
+        .wrapping_mul(PRIME_1)
 }
 
 /// What a step of the walk reads from.
@@ -88,7 +93,11 @@ fn walk(ctx: &ProbeContext, cookie: Cookie, scratch: *mut Scratch) -> u64 {
             emit::lose(Loss::WalkNoTable);
             return mix(hash, (*registers).rip);
         };
-        let mut memory = Memory { scratch, mappings, hash };
+        let mut memory = Memory {
+            scratch,
+            mappings,
+            hash,
+        };
         // One more than there are frames: the last step says that the stack is too deep.
         bpf_loop(FRAMES_MAX as u32 + 1, visit as *mut c_void, (&raw mut memory).cast(), 0);
         (*scratch).stack.frames_len = (*scratch).walk.frames_len;
@@ -132,7 +141,12 @@ impl Source for Memory {
 
     #[inline(always)]
     fn mapping_start(&self, index: u32) -> u64 {
-        unsafe { (*self.mappings).mappings.get_unchecked(masked::<MAPPING_MASK>(index)).start }
+        unsafe {
+            (*self.mappings)
+                .mappings
+                .get_unchecked(masked::<MAPPING_MASK>(index))
+                .start
+        }
     }
 
     #[inline(always)]

@@ -5,9 +5,11 @@
 //! nobody: symbols are resolved on another thread, requests are answered from snapshots.
 
 mod assembly;
+mod hold;
 mod images;
 mod names;
 mod processes;
+mod unwinding;
 
 use crate::{
     export::{
@@ -23,7 +25,7 @@ use crate::{
 };
 use anyhow::Context;
 use images::{Image, Images};
-use leakmon_ebpf::abi::{Loss, TargetId};
+use leakmon_ebpf::abi::{FOLLOW, HOLD, Loss, TargetId};
 use names::Names;
 use processes::Processes;
 use std::{
@@ -35,6 +37,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use unwinding::Unwinding;
 
 /// How often the counters are read while nothing is published.
 const TICK: Duration = Duration::from_millis(250);
@@ -42,6 +45,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// A sweep visits every live task, so the next one waits at least this many times as long as the last one took: it never
 /// takes more than half a percent of a processor.
 const SWEEP_REST: u32 = 200;
+
+/// How long an attach waits for unwind tables; what has none by then is walked as far as is known.
+const TABLES_WAIT: Duration = Duration::from_secs(10);
 
 /// How long the last report waits for names; what is not resolved by then is shown by image and offset.
 const NAMES_WAIT: Duration = Duration::from_secs(60);
@@ -69,10 +75,13 @@ pub struct Observer {
     images: Images,
     processes: Processes,
     names: Names,
+    unwinding: Unwinding,
     publisher: Option<Publisher>,
     began_ns: u64,
     events: [u64; Event::KINDS.len()],
     next_sweep: Instant,
+    /// Processes that stand at their entry point until their tables are loaded.
+    held: Vec<TargetId>,
 }
 
 /// Where snapshots go.
@@ -96,10 +105,12 @@ impl Observer {
             images: Images::default(),
             processes: Processes::default(),
             names: Names::new(hide)?,
+            unwinding: Unwinding::new()?,
             publisher: None,
             began_ns: monotonic_ns(),
             events: [0; Event::KINDS.len()],
             next_sweep: Instant::now(),
+            held: Vec::new(),
         })
     }
 
@@ -139,15 +150,15 @@ impl Observer {
     ///
     /// # Errors
     /// The first reason, where nothing at all can be watched.
-    pub fn watch_all(&mut self, exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<()> {
+    pub async fn watch_all(&mut self, exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<()> {
         let mut failures = Vec::new();
         for exe in exes {
-            if let Err(error) = self.watch_executable(exe) {
+            if let Err(error) = self.watch_executable(exe).await {
                 failures.push(error);
             }
         }
         for tgid in tgids {
-            if let Err(error) = self.watch_process(*tgid) {
+            if let Err(error) = self.watch_process(*tgid).await {
                 self.processes.refuse(*tgid, &error);
                 failures.push(error);
             }
@@ -160,36 +171,64 @@ impl Observer {
         Ok(())
     }
 
-    fn watch_executable(&mut self, exe: &Path) -> anyhow::Result<()> {
+    async fn watch_executable(&mut self, exe: &Path) -> anyhow::Result<()> {
         let plan = targets::analyse(exe).inspect_err(|error| tracing::warn!("{error}"))?;
         let file = File::open(exe).with_context(|| format!("{}: can't be read", exe.display()))?;
         let (device, inode) = (plan.image.device, plan.image.inode);
-        self.add_image(plan, file, true)?;
         for tgid in targets::processes::tgids().unwrap_or_default() {
             // One that vanishes, or that may not be looked at, is not ours.
             if ProcessImage::open(tgid).is_ok_and(|image| (image.device, image.inode) == (device, inode)) {
                 self.begin(tgid);
             }
         }
-        Ok(())
+        self.prepare().await;
+        self.add_image(plan, file, true)
     }
 
-    fn watch_process(&mut self, tgid: u32) -> anyhow::Result<()> {
+    async fn watch_process(&mut self, tgid: u32) -> anyhow::Result<()> {
         let image = ProcessImage::open(tgid)?;
         if self.images.of_file(image.device, image.inode).is_none() {
             let mut plan = targets::analyse(Path::new(&format!("/proc/self/fd/{}", image.file.as_raw_fd())))
                 .map_err(|error| error.of_process(tgid, &image.path))?;
             plan.path = image.path;
+            self.begin(tgid);
+            self.prepare().await;
             self.add_image(plan, image.file, false)?;
         }
-        self.kernel.watch(tgid, false)?;
+        self.kernel.watch(tgid, 0)?;
         self.begin(tgid);
         Ok(())
+    }
+
+    /// Waits, within a bound, until the unwind tables of all known mappings are loaded, so that the first stacks are whole.
+    async fn prepare(&mut self) {
+        let ready = async {
+            while !self.unwinding.is_complete() {
+                if let Some(finished) = self.unwinding.built().await {
+                    self.unwinding.place(finished, &mut self.kernel);
+                }
+            }
+        };
+        if timeout(TABLES_WAIT, ready).await.is_err() {
+            tracing::warn!("unwind tables take long: the first stacks may be cut short");
+        }
+    }
+
+    /// Attaches the probe by which [`Self::watch_children`] holds processes of an image at their entry point. It goes first:
+    /// links are closed in this order, so a leakmon that is killed leaves nobody held.
+    ///
+    /// # Errors
+    /// Where the kernel refuses it.
+    pub fn hold_at_entry(&mut self, file: &File, file_offset: u64) -> Result<(), KernelError> {
+        self.kernel.attach_entry(file, file_offset)
     }
 
     /// Makes a running process a target now, so that it is shown before its first hit.
     fn begin(&mut self, tgid: u32) {
         let now_ns = monotonic_ns();
+        if self.kernel.target(tgid).is_some() {
+            return;
+        }
         match self.kernel.begin_target(tgid, now_ns) {
             Ok(target) => self.take_event(&Event::Target {
                 target,
@@ -205,17 +244,18 @@ impl Observer {
         self.kernel.attached_sites()
     }
 
-    /// Watches a process by its number, with its descendants where `follow` says so. It needs no known image.
+    /// Watches what `spawn` starts, with its descendants. Each process of a known image is held at its entry point until
+    /// its unwind tables are loaded.
     ///
     /// # Errors
-    /// Where too many processes are watched already.
-    pub fn watch(&mut self, tgid: u32, follow: bool) -> Result<(), KernelError> {
-        self.kernel.watch(tgid, follow)
-    }
-
-    /// Stops watching a process by its number.
-    pub fn unwatch(&mut self, tgid: u32) {
-        self.kernel.unwatch(tgid);
+    /// Where too many processes are watched already, or `spawn` fails.
+    pub fn watch_children<T>(&mut self, spawn: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        // The programs see the fork of this very process, so the child is watched before it exists.
+        let own_tgid = std::process::id();
+        self.kernel.watch(own_tgid, FOLLOW | HOLD)?;
+        let spawned = spawn();
+        self.kernel.unwatch(own_tgid);
+        spawned
     }
 
     /// Publishes a snapshot every `interval` while [`Self::observe`] runs, and forgets what has exited.
@@ -238,6 +278,11 @@ impl Observer {
                 biased;
                 outcome = &mut until => return Some(outcome),
                 () = self.names.replied() => {}
+                finished = self.unwinding.built() => {
+                    if let Some(finished) = finished {
+                        self.unwinding.place(finished, &mut self.kernel);
+                    }
+                }
                 ready = self.ring.readable() => {
                     if ready.is_ok() {
                         self.drain();
@@ -248,9 +293,20 @@ impl Observer {
                     self.publish();
                 }
             }
+            self.let_go();
             if until_all_gone && self.live.targets().all(|(_, target)| target.exited_ns.is_some()) {
                 return None;
             }
+        }
+    }
+
+    /// Lets held processes go once their tables are there.
+    fn let_go(&mut self) {
+        if self.held.is_empty() || !self.unwinding.is_complete() {
+            return;
+        }
+        for target in self.held.drain(..) {
+            hold::let_go(target.tgid());
         }
     }
 
@@ -273,6 +329,7 @@ impl Observer {
             } => {
                 self.processes.see(target, &self.images);
                 self.names.see_target(target);
+                self.unwinding.see(target, &mut self.kernel);
             }
             Event::Stack {
                 target, stack, cookie, ..
@@ -385,7 +442,12 @@ impl Observer {
 
     /// Ends the observation; the probes stay until the returned handle goes.
     #[must_use]
-    pub fn into_kernel(self) -> Kernel {
+    pub fn into_kernel(mut self) -> Kernel {
+        // The probes outlive this process by moments: they must hold nobody then.
+        self.kernel.unwatch_all();
+        for target in self.held.drain(..) {
+            hold::let_go(target.tgid());
+        }
         self.kernel
     }
 
@@ -426,6 +488,7 @@ impl Observer {
             self.live.forget(target);
             self.processes.forget(target);
             self.names.forget(target);
+            self.unwinding.forget(target);
         }
     }
 

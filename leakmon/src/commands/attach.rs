@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
-    observer.watch_all(&args.exe, &args.pid)?;
+    observer.watch_all(&args.exe, &args.pid).await?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;
     tracing::info!("attached {} probe sites", observer.attached_sites());

@@ -38,7 +38,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let (stop, stopped) = oneshot::channel();
     let server = start_server(listener, source.clone(), stopped)?;
     let mut observer = Observer::new(config.settings(), &config.hide)?;
-    observer.watch_all(&config.exes, &config.pids)?;
+    observer.watch_all(&config.exes, &config.pids).await?;
     observer.publish_to(source, config.interval);
     say(&format!("serving http://{address}"));
     observer

@@ -47,17 +47,17 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     let program = find(name)?;
     let (plan, file) = analyse(&program)?;
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
+    if let Some(entry) = plan.entry_file_offset {
+        observer.hold_at_entry(&file, entry)?;
+    }
     observer.add_image(plan, file, false)?;
     let mut signals = listen()?;
     let mut command = Command::new(&program);
     command.args(arguments).kill_on_drop(false);
-    // The programs see the fork of this very process, so the command is watched before it exists.
-    let own_tgid = std::process::id();
-    observer.watch(own_tgid, true)?;
-    let spawned = command.spawn();
-    observer.unwatch(own_tgid);
-    let mut child =
-        spawned.map_err(|error| Unprobeable(format!("{}: can't be executed: {error}", program.display())))?;
+    let mut child = observer.watch_children(|| {
+        let refused = |error| Unprobeable(format!("{}: can't be executed: {error}", program.display()));
+        Ok(command.spawn().map_err(refused)?)
+    })?;
     let destination = args
         .observe
         .output

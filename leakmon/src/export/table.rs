@@ -1,9 +1,10 @@
 //! Text for a person, who may be reading it at three in the morning.
 //!
-//! In: a report and a terminal's width. Out: the processes, the callsites as the report sorts them, the stacks of the first
-//! few, and what was lost, each only where there is something to say. It sorts and judges nothing.
+//! In: a report and a terminal's width. Out: the processes, the callsites as the report sorts them, the stacks of the
+//! first few, and what was lost, each only where there is something to say. It sorts and judges nothing.
 //!
-//! Names are cut in their middle where the width is short; counts, ages, verdicts and line numbers never are. Sentences wrap.
+//! Names are cut in their middle where the width is short; counts, ages, verdicts and line numbers never are. Sentences
+//! wrap.
 
 mod layout;
 mod spot;

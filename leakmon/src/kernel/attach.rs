@@ -16,9 +16,12 @@ use std::{
     path::PathBuf,
 };
 
-pub(super) const BIRTH: &str = "task_birth";
-pub(super) const END: &str = "task_end";
-pub(super) const EMPTY: &str = "empty";
+const BIRTH: &str = "task_birth";
+const END: &str = "task_end";
+const ENTRY: &str = "process_entry";
+const EMPTY: &str = "empty";
+/// All programs that are attached to images.
+pub(super) const PROGRAMS: [&str; 4] = [BIRTH, END, ENTRY, EMPTY];
 
 /// Links of all attached sites. Closing one takes a kernel grace period, so they are closed off the main path
 /// (`detach`).
@@ -101,6 +104,23 @@ impl Kernel {
             }
         }
         Ok(outcome)
+    }
+
+    /// Attaches the program that stops a held process at its entry point, which is at this offset of the file.
+    ///
+    /// # Errors
+    /// Where the kernel refuses it.
+    pub fn attach_entry(&mut self, file: &File, file_offset: u64) -> Result<(), KernelError> {
+        let uprobe: &mut UProbe = program(&mut self.ebpf, ENTRY)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let location = UProbeAttachLocation::AbsoluteOffset(file_offset);
+        let link = uprobe
+            .attach(location, path, UProbeScope::AllProcesses)
+            .and_then(|id| uprobe.take_link(id));
+        self.links
+            .0
+            .push(link.map_err(|error| KernelError::Program(ENTRY, error))?);
+        Ok(())
     }
 
     /// How many sites are attached.

@@ -90,11 +90,23 @@ pub enum Event {
         /// When.
         time_ns: u64,
     },
+    /// A walk met code without a table.
+    Miss {
+        /// Whose mappings should be looked at again.
+        target: TargetId,
+    },
+    /// A command stands at its entry point, stopped.
+    Held {
+        /// Who.
+        target: TargetId,
+    },
 }
 
 impl Event {
     /// Names of the kinds, in the order of [`Self::kind_index`]; label values of `leakmon_events_total`.
-    pub const KINDS: [&'static str; 8] = ["stack", "changed", "target", "exec", "exit", "fork", "birth", "end"];
+    pub const KINDS: [&'static str; 10] = [
+        "stack", "changed", "target", "exec", "exit", "fork", "birth", "end", "miss", "held",
+    ];
 
     /// Parses one record.
     #[must_use]
@@ -159,6 +171,10 @@ impl Event {
                 tid,
                 time_ns,
             }
+        } else if is(RecordKind::Miss) {
+            Self::Miss { target }
+        } else if is(RecordKind::Held) {
+            Self::Held { target }
         } else {
             return None;
         })
@@ -176,6 +192,8 @@ impl Event {
             Self::Fork { .. } => RecordKind::Fork,
             Self::Birth { .. } => RecordKind::Birth,
             Self::End { .. } => RecordKind::End,
+            Self::Miss { .. } => RecordKind::Miss,
+            Self::Held { .. } => RecordKind::Held,
         };
         kind as usize
     }

@@ -132,7 +132,7 @@ impl Live {
                 }
             }
             Event::Exit { target, time_ns } => self.exited(target, time_ns),
-            Event::Fork { .. } | Event::Birth { .. } | Event::End { .. } => {}
+            Event::Fork { .. } | Event::Birth { .. } | Event::End { .. } | Event::Miss { .. } | Event::Held { .. } => {}
         }
     }
 

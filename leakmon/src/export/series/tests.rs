@@ -1,4 +1,5 @@
 use super::*;
+use crate::export::filter::KINDS;
 use crate::export::samples;
 use proptest::prelude::*;
 

@@ -6,7 +6,8 @@ use super::spot::{self, Spot};
 use crate::export::report::CallsiteReport;
 use crate::export::{age, escape, shorten};
 
-/// With fewer columns than that, types and locations are not cut to stand beside the counts; they get lines of their own.
+/// With fewer columns than that, types and locations are not cut to stand beside the counts; they get lines of their
+/// own.
 const WHERE_MIN: usize = 60;
 
 /// One column of the table before the last, by its heading.

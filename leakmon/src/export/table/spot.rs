@@ -2,7 +2,7 @@
 //!
 //! In: callsites and frames. Out: lines that no terminal obeys and that fit. Line numbers are never cut.
 
-use crate::export::report::{CallsiteReport, Frame};
+use crate::export::report::{CallsiteReport, Frame, Location};
 use crate::export::{escape, shorten};
 use std::borrow::Cow;
 
@@ -38,26 +38,25 @@ pub(super) struct Spot<'a> {
 
 impl<'a> Spot<'a> {
     pub(super) fn of_callsite(callsite: &'a CallsiteReport) -> Option<Self> {
-        let location = &callsite.location;
-        let name = match (&location.function, &location.image, location.offset) {
-            (Some(function), _, _) => escape::name(function),
-            (None, Some(image), Some(offset)) => Cow::Owned(format!("{}+{offset:#x}", escape::name(image))),
-            _ => return None,
-        };
+        let Location {
+            function,
+            file,
+            line,
+            image,
+            offset,
+        } = &callsite.location;
+        let name = escape::code_place(function.as_deref(), image.as_deref(), *offset)?;
         Some(Self {
             name,
-            line: file_line(location.file.as_deref(), location.line),
+            line: file_line(file.as_deref(), *line),
         })
     }
 
     pub(super) fn of_frame(frame: &'a Frame) -> Self {
-        let name = match (&frame.function, &frame.image) {
-            (Some(function), _) => escape::name(function),
-            (None, Some(image)) => Cow::Owned(format!("{}+{:#x}", escape::name(image), frame.offset)),
-            (None, None) => Cow::Owned(format!("{:#x}", frame.offset)),
-        };
+        // A frame has an offset, so it is always called something.
+        let name = escape::code_place(frame.function.as_deref(), frame.image.as_deref(), Some(frame.offset));
         Self {
-            name,
+            name: name.unwrap_or_default(),
             line: file_line(frame.file.as_deref(), frame.line),
         }
     }
