@@ -131,6 +131,7 @@ impl Observer {
 
     fn take_event(&mut self, event: &Event) {
         self.events[event.kind_index()] += 1;
+        tracing::trace!(?event, "event");
         self.live.apply(event);
         match *event {
             Event::Target { target, .. }
@@ -140,6 +141,12 @@ impl Observer {
                 self.processes.see(target, &self.images);
                 self.names.see_target(target);
                 self.unwinding.see(target, &mut self.kernel);
+            }
+            Event::Miss { target } => self.unwinding.see(target, &mut self.kernel),
+            Event::Held { target } => {
+                self.names.see_target(target);
+                self.unwinding.see(target, &mut self.kernel);
+                self.held.push(target);
             }
             Event::Stack {
                 target, stack, cookie, ..

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use leakmon::{cli::Cli, commands};
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::{EnvFilter, fmt};
 
 fn main() -> ExitCode {
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     fmt()
         .with_env_filter(EnvFilter::new(format!("leakmon={level}")))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .init();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
