@@ -123,6 +123,11 @@ impl Arena {
             return Err(ArenaError::Present(image));
         }
         let free = self.rows_free();
+        let needed: usize = table.segments.iter().map(|segment| segment.rows.len()).sum();
+        if needed > free as usize {
+            self.refused += 1;
+            return Err(ArenaError::RowsFull { image, free });
+        }
         let mut placed = Placed::default();
         for segment in &table.segments {
             let result = match self.take_pages(segment.pages_len()) {
