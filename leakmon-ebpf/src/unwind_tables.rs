@@ -1,7 +1,7 @@
 //! The walk by unwind tables: the maps behind [`leakmon_ebpf::step`].
 //!
-//! In: a probe's registers. Out: a stack in this processor's scratch memory, and why the walk ended. What a frame is and
-//! how it is left is decided in `step`; here are only the reads that the verifier has to follow.
+//! In: a probe's registers. Out: a stack in this processor's scratch memory, and why the walk ended. What a frame is
+//! and how it is left is decided in `step`; here are only the reads that the verifier has to follow.
 
 use core::ffi::c_void;
 

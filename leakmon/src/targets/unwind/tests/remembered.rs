@@ -91,7 +91,8 @@ proptest! {
             changed[index] = value;
         }
         let after = walk_over(&tables, &changed, start);
-        let same_words = before.words.iter().all(|&(address, value)| changed[((address - STACK) / 8) as usize] == value);
+        let is_same = |&(address, value): &(u64, u64)| changed[((address - STACK) / 8) as usize] == value;
+        let same_words = before.words.iter().all(is_same);
         if same_words {
             prop_assert_eq!(before, after);
         } else {
