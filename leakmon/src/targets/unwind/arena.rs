@@ -93,7 +93,7 @@ impl Default for Arena {
 }
 
 impl Arena {
-    /// An empty arena for maps of `row_chunks` and `page_chunks` values; more rows than [`ROW_NUMBERS_MAX`] are not used.
+    /// An empty arena for maps of `row_chunks` and `page_chunks` values; rows past [`ROW_NUMBERS_MAX`] are not used.
     #[must_use]
     pub fn new(row_chunks: u32, page_chunks: u32) -> Self {
         let row_chunks = row_chunks.min(ROW_NUMBERS_MAX / ROWS_PER_CHUNK);
@@ -123,6 +123,11 @@ impl Arena {
             return Err(ArenaError::Present(image));
         }
         let free = self.rows_free();
+        let needed: usize = table.segments.iter().map(|segment| segment.rows.len()).sum();
+        if needed > free as usize {
+            self.refused += 1;
+            return Err(ArenaError::RowsFull { image, free });
+        }
         let mut placed = Placed::default();
         for segment in &table.segments {
             let result = match self.take_pages(segment.pages_len()) {
