@@ -29,6 +29,11 @@ pub const RING_BYTES: u32 = 1 << 20;
 /// A callsite that changes is reported at most once in this time.
 pub const REPORT_INTERVAL_NS: u64 = 100_000_000;
 
+/// Flag of a process in `WATCHED`: its descendants are watched too, with the same flags.
+pub const FOLLOW: u32 = 1;
+/// Flag of a process in `WATCHED`: it stops at its entry point until user space lets it go.
+pub const HOLD: u32 = 2;
+
 /// What a hit of a probe site means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -262,6 +267,8 @@ layout! {
         pub target: u64,
         /// `CLOCK_MONOTONIC` of its exec, or of the first hit where the exec was not seen.
         pub since_ns: u64,
+        /// When user space was last asked to look at its mappings.
+        pub asked_ns: u64,
     }
 }
 
@@ -293,20 +300,41 @@ pub enum Loss {
     TargetsFull = 4,
     /// No scratch memory was free on this processor: the stack has the site alone.
     ScratchBusy = 5,
-    /// A stored stack ended before the thread's start.
-    StackTruncated = 6,
+    /// A walk ended where a frame pointer led nowhere.
+    WalkFramePointer = 6,
+    /// A walk could not read the stack.
+    WalkBadRead = 7,
+    /// A walk had more than [`FRAMES_MAX`] frames.
+    WalkTooDeep = 8,
+    /// A walk met code without a table.
+    WalkNoTable = 9,
+    /// A walk met a rule that can't be expressed.
+    WalkUnsupported = 10,
 }
 
 impl Loss {
     /// All reasons, in index order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::RingFull,
         Self::LiveFull,
         Self::StacksFull,
         Self::CountsFull,
         Self::TargetsFull,
         Self::ScratchBusy,
-        Self::StackTruncated,
+        Self::WalkFramePointer,
+        Self::WalkBadRead,
+        Self::WalkTooDeep,
+        Self::WalkNoTable,
+        Self::WalkUnsupported,
+    ];
+
+    /// Reasons for which a walk ends before the thread's start; the stack is stored as far as it is known.
+    pub const WALKS: [Self; 5] = [
+        Self::WalkFramePointer,
+        Self::WalkBadRead,
+        Self::WalkTooDeep,
+        Self::WalkNoTable,
+        Self::WalkUnsupported,
     ];
 }
 
@@ -331,6 +359,10 @@ pub enum RecordKind {
     Birth = 6,
     /// With `--trace`: a task ended: `stack`, `first` its header.
     End = 7,
+    /// A walk met code without a table: its `target` may have new mappings. At most one in [`REPORT_INTERVAL_NS`].
+    Miss = 8,
+    /// A command stands at its entry point, stopped, until its tables are loaded: `target`.
+    Held = 9,
 }
 
 layout! {

@@ -1,4 +1,4 @@
-//! Atomic instructions that `core` does not offer for BPF (its target has no compare-and-swap, so no `fetch_*`).
+//! Instructions that LLVM would not emit as they are needed: atomic ones that `core` does not offer for BPF (its target has no compare-and-swap, so no `fetch_*`).
 //!
 //! In: a pointer into a map value. Out: the old value, where there is one. The instructions are BPF's own (`BPF_ATOMIC`).
 
@@ -15,4 +15,12 @@ pub unsafe fn add(counter: *mut u64, amount: u64) {
 pub unsafe fn exchange(place: *mut u64, mut value: u64) -> u64 {
     unsafe { asm!("{1} = xchg_64({0} + 0, {1})", in(reg) place, inout(reg) value, options(nostack)) }
     value
+}
+
+/// `index & MASK`, in a form that LLVM can't reason away: the verifier wants to see it right before the access.
+#[inline(always)]
+pub fn masked<const MASK: u64>(index: u32) -> usize {
+    let mut masked = u64::from(index);
+    unsafe { asm!("{0} &= {1}", inout(reg) masked, const MASK, options(pure, nomem, nostack, preserves_flags)) };
+    masked as usize
 }

@@ -26,7 +26,15 @@ pub fn emit(kind: RecordKind, time_ns: u64, target: u64, stack: u64, first: u64,
         return;
     };
     let tid = bpf_get_current_pid_tgid() as u32;
-    record.write(Record { kind: kind as u32, tid, time_ns, target, stack, first, second });
+    record.write(Record {
+        kind: kind as u32,
+        tid,
+        time_ns,
+        target,
+        stack,
+        first,
+        second,
+    });
     let wakeup = match kind {
         // The daemon reads the ring once a tick in any case; waking it for each of these would cost a switch a task.
         RecordKind::Changed | RecordKind::Birth | RecordKind::End => BPF_RB_NO_WAKEUP,

@@ -55,6 +55,12 @@ mod programs {
         crate::task::end(&ctx)
     }
 
+    /// A process stands at its entry point.
+    #[uprobe]
+    pub fn process_entry(_ctx: ProbeContext) -> u32 {
+        crate::thread::entry()
+    }
+
     /// Does nothing: the floor of what a probe costs, for the benchmarks.
     #[uprobe]
     pub fn empty(_ctx: ProbeContext) -> u32 {

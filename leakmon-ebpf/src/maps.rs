@@ -5,11 +5,18 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use leakmon_ebpf::abi::{
-    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss, RING_BYTES, STACKS_ENTRIES_MAX,
-    Stack, TARGETS_ENTRIES_MAX, TargetEntry, Totals, WATCHED_ENTRIES_MAX,
+    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss, RING_BYTES,
+    STACKS_ENTRIES_MAX, Stack, TARGETS_ENTRIES_MAX, TargetEntry, Totals, WATCHED_ENTRIES_MAX,
+};
+use leakmon_ebpf::{
+    rows::{
+        MAPPED_PROCESSES_MAX, PAGE_CHUNKS_MAX, PAGES_PER_CHUNK, Page, ProcessMappings, ROW_CHUNKS_MAX, ROWS_PER_CHUNK,
+        Row, SIGNAL_CONTEXT_WORDS,
+    },
+    step::Walk,
 };
 
 /// Live tasks. 80 bytes an entry in use, 16 bytes an entry of capacity for the buckets. Full: the birth is not
@@ -33,7 +40,7 @@ pub static TARGETS: HashMap<u32, TargetEntry> = HashMap::with_max_entries(TARGET
 #[map]
 pub static TOTALS: HashMap<u64, Totals> = HashMap::with_max_entries(TARGETS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
 
-/// Processes that are asked for by number, and their descendants where the value says so ([`FOLLOW`]). Full: a
+/// Processes that are asked for by number, and their descendants where the value says so ([`FOLLOW`](leakmon_ebpf::abi::FOLLOW)). Full: a
 /// descendant is not followed.
 #[map]
 pub static WATCHED: HashMap<u32, u32> = HashMap::with_max_entries(WATCHED_ENTRIES_MAX, BPF_F_NO_PREALLOC);
@@ -50,6 +57,18 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
 pub static LOSS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
 
+/// Rows of unwind tables, 64 KiB a value, 8 MiB in all. Full: images that come later are walked by frame pointer.
+#[map]
+pub static ROWS: Array<RowChunk> = Array::with_max_entries(ROW_CHUNKS_MAX, 0);
+
+/// Page index of the rows, 16 KiB a value, 2 MiB in all. Full: as for [`ROWS`].
+#[map]
+pub static PAGES: Array<PageChunk> = Array::with_max_entries(PAGE_CHUNKS_MAX, 0);
+
+/// Executable mappings of a target, by tgid; 4 KiB an entry in use. Full: stacks of later targets are walked by frame pointer.
+#[map]
+pub static MAPPINGS: HashMap<u32, ProcessMappings> = HashMap::with_max_entries(MAPPED_PROCESSES_MAX, BPF_F_NO_PREALLOC);
+
 /// Walk scratch: more than one a processor, since a uprobe program can be preempted by another. All taken: the stack
 /// has the site alone.
 #[map]
@@ -63,12 +82,28 @@ pub const SCRATCH_SLOTS: u32 = 4;
 pub struct Scratch {
     /// Not zero while somebody uses the slot.
     pub busy: u64,
+    /// Where the walk is.
+    pub walk: Walk,
+    /// Address of the first word of `window`.
+    pub window_base: u64,
+    /// A piece of the target's stack, so that a frame costs no read of its own.
+    pub window: [u64; WINDOW_WORDS],
+    /// Words that are read singly.
+    pub words: [u64; SIGNAL_CONTEXT_WORDS],
     /// The stack that is being walked.
     pub stack: Stack,
 }
 
-/// In [`WATCHED`]: descendants are watched too.
-pub const FOLLOW: u32 = 1;
+/// Words of [`Scratch::window`]: 1 KiB, which held eight to ten frames of async Rust where it was measured.
+pub const WINDOW_WORDS: usize = 128;
+
+/// A value of [`ROWS`].
+#[repr(C)]
+pub struct RowChunk(pub [Row; ROWS_PER_CHUNK as usize]);
+
+/// A value of [`PAGES`].
+#[repr(C)]
+pub struct PageChunk(pub [Page; PAGES_PER_CHUNK as usize]);
 
 /// Whether stacks are walked; set before loading.
 #[unsafe(no_mangle)]

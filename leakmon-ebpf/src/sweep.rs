@@ -31,7 +31,10 @@ unsafe extern "C" fn visit(_map: *mut c_void, key: *const LiveKey, value: *const
             let _gone = LIVE.remove(key);
             return 0;
         }
-        if let Some(count) = COUNTS.get_ptr_mut(CountKey { target: key.target, stack }) {
+        if let Some(count) = COUNTS.get_ptr_mut(CountKey {
+            target: key.target,
+            stack,
+        }) {
             let number = (*pass).number;
             if (*count).swept != number || born_ns < (*count).oldest_born_ns {
                 (*count).oldest_born_ns = born_ns;

@@ -8,7 +8,7 @@ use crate::{
     maps::{TARGETS, TOTALS, WATCHED},
 };
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
-use leakmon_ebpf::abi::{Cookie, Loss, RecordKind, TargetEntry, TargetId, Totals};
+use leakmon_ebpf::abi::{Cookie, Loss, REPORT_INTERVAL_NS, RecordKind, TargetEntry, TargetId, Totals};
 
 /// The current process's number.
 #[inline(always)]
@@ -34,7 +34,11 @@ pub fn current(cookie: Cookie, now_ns: u64) -> Option<u64> {
 /// Makes `tgid` a target from now on. Two threads may race for the first hit: the first one's entry stays.
 #[inline(always)]
 pub fn begin(tgid: u32, now_ns: u64) -> Option<u64> {
-    let entry = TargetEntry { target: TargetId::new(tgid, now_ns).0, since_ns: now_ns };
+    let entry = TargetEntry {
+        target: TargetId::new(tgid, now_ns).0,
+        since_ns: now_ns,
+        asked_ns: 0,
+    };
     let _lost_race = TARGETS.insert(tgid, entry, u64::from(BPF_NOEXIST));
     let Some(stored) = TARGETS.get_ptr(tgid) else {
         emit::lose(Loss::TargetsFull);
@@ -42,12 +46,31 @@ pub fn begin(tgid: u32, now_ns: u64) -> Option<u64> {
     };
     let target = unsafe { (*stored).target };
     if target == entry.target {
-        let totals = Totals { unmatched_ends: 0, replaced: 0, untracked: 0 };
+        let totals = Totals {
+            unmatched_ends: 0,
+            replaced: 0,
+            untracked: 0,
+        };
         if TOTALS.insert(target, totals, 0).is_err() {
             emit::lose(Loss::TargetsFull);
         }
     }
     Some(target)
+}
+
+/// Asks user space to look at the current target's mappings, unless it was asked just now.
+#[inline(always)]
+pub fn ask_for_mappings(now_ns: u64) {
+    let Some(entry) = TARGETS.get_ptr_mut(tgid()) else {
+        return;
+    };
+    unsafe {
+        if now_ns.wrapping_sub((*entry).asked_ns) < REPORT_INTERVAL_NS {
+            return;
+        }
+        (*entry).asked_ns = now_ns;
+        emit::emit(RecordKind::Miss, now_ns, (*entry).target, 0, 0, 0);
+    }
 }
 
 /// Counts an end whose birth was not counted.

@@ -27,7 +27,7 @@ pub fn birth(ctx: &ProbeContext) -> u32 {
     let Some(target) = target::current(cookie, now_ns) else {
         return 0;
     };
-    let stack = unwind::stack(ctx, cookie);
+    let stack = unwind::stack(ctx, cookie, now_ns);
     let key = LiveKey { target, header };
     let value = LiveValue { stack, born_ns: now_ns };
     if LIVE.insert(key, value, u64::from(BPF_NOEXIST)).is_err() && !replace(key, value, now_ns) {
@@ -85,7 +85,13 @@ fn replace(key: LiveKey, value: LiveValue, now_ns: u64) -> bool {
         return false;
     };
     let old_stack = unsafe { (*old).stack };
-    count_end(CountKey { target: key.target, stack: old_stack }, now_ns);
+    count_end(
+        CountKey {
+            target: key.target,
+            stack: old_stack,
+        },
+        now_ns,
+    );
     target::count_replaced(key.target);
     LIVE.insert(key, value, 0).is_ok()
 }
@@ -98,7 +104,14 @@ fn count_birth(key: CountKey, cookie: Cookie, now_ns: u64) -> bool {
         report(key, count, now_ns);
         return true;
     }
-    let fresh = CountValue { born: 1, ended: 0, reported_ns: now_ns, cookie: cookie.0, oldest_born_ns: 0, swept: 0 };
+    let fresh = CountValue {
+        born: 1,
+        ended: 0,
+        reported_ns: now_ns,
+        cookie: cookie.0,
+        oldest_born_ns: 0,
+        swept: 0,
+    };
     if COUNTS.insert(key, fresh, u64::from(BPF_NOEXIST)).is_ok() {
         emit::emit(RecordKind::Stack, now_ns, key.target, key.stack, cookie.0, 0);
         return true;
@@ -129,6 +142,13 @@ fn report(key: CountKey, count: *mut CountValue, now_ns: u64) {
             return;
         }
         (*count).reported_ns = now_ns;
-        emit::emit(RecordKind::Changed, now_ns, key.target, key.stack, (*count).born, (*count).ended);
+        emit::emit(
+            RecordKind::Changed,
+            now_ns,
+            key.target,
+            key.stack,
+            (*count).born,
+            (*count).ended,
+        );
     }
 }

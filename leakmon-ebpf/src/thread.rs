@@ -5,17 +5,18 @@
 
 use crate::{
     emit,
-    maps::{
-        FOLLOW, TARGETS, WATCHED, debug, signal_live_offset, task_signal_offset, task_tgid_offset,
-    },
+    maps::{MAPPINGS, TARGETS, WATCHED, debug, signal_live_offset, task_signal_offset, task_tgid_offset},
     target,
 };
 use aya_ebpf::{
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, generated::bpf_send_signal},
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::info;
-use leakmon_ebpf::abi::RecordKind;
+use leakmon_ebpf::abi::{FOLLOW, HOLD, RecordKind};
+
+/// `SIGSTOP` on x86-64 (`arch/x86/include/uapi/asm/signal.h`).
+const SIGSTOP: u32 = 19;
 
 /// `CLONE_THREAD` (`include/uapi/linux/sched.h`): the new task is a thread of the same process.
 const CLONE_THREAD: u64 = 0x0001_0000;
@@ -35,7 +36,14 @@ pub fn fork(ctx: &RawTracePointContext) -> i32 {
         return 0;
     };
     let _full = WATCHED.insert(child, flags, 0);
-    emit::emit(RecordKind::Fork, unsafe { bpf_ktime_get_ns() }, 0, 0, u64::from(child), 0);
+    emit::emit(
+        RecordKind::Fork,
+        unsafe { bpf_ktime_get_ns() },
+        0,
+        0,
+        u64::from(child),
+        0,
+    );
     0
 }
 
@@ -52,10 +60,32 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
     }
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let _none = TARGETS.remove(tgid);
+    let _stale = MAPPINGS.remove(tgid);
     let now = target::begin(tgid, now_ns).unwrap_or(0);
     emit::emit(RecordKind::Exec, now_ns, now, 0, before, u64::from(tgid));
     if debug() != 0 {
         info!(ctx, "exec: process {} is target {:x}", tgid, now);
+    }
+    0
+}
+
+/// A process stands at its entry point: all libraries that it needs at start are mapped, and none of its own code has
+/// run. Where it is to be held, it stops, and user space lets it go once its tables are loaded.
+#[inline(always)]
+pub fn entry() -> u32 {
+    let tgid = target::tgid();
+    let Some(flags) = WATCHED.get_ptr(tgid) else {
+        return 0;
+    };
+    if unsafe { *flags } & HOLD == 0 {
+        return 0;
+    }
+    let Some(entry) = TARGETS.get_ptr(tgid) else {
+        return 0;
+    };
+    if unsafe { bpf_send_signal(SIGSTOP) } == 0 {
+        let now_ns = unsafe { bpf_ktime_get_ns() };
+        emit::emit(RecordKind::Held, now_ns, unsafe { (*entry).target }, 0, 0, 0);
     }
     0
 }
@@ -85,6 +115,7 @@ pub fn exit(ctx: &RawTracePointContext) -> i32 {
     };
     let gone = unsafe { (*entry).target };
     let _gone = TARGETS.remove(tgid);
+    let _stale = MAPPINGS.remove(tgid);
     emit::emit(RecordKind::Exit, unsafe { bpf_ktime_get_ns() }, gone, 0, 0, 0);
     if debug() != 0 {
         info!(ctx, "exit: process {}, target {:x}", tgid, gone);

@@ -1,27 +1,40 @@
 //! The user stack at a birth, stored once under its hash.
 //!
-//! In: the registers at a probe site. Out: a key in `STACKS`. The site's own address is always the first frame. By frame
-//! pointers for now: code built without them yields the site and little else.
+//! In: the registers at a probe site, the process's mappings and their unwind tables. Out: a key in `STACKS`. The site's own
+//! address is always the first frame. The walk itself is [`leakmon_ebpf::step`]; here it gets its memory.
 
 use crate::{
-    atomic, emit,
-    maps::{SCRATCH, SCRATCH_SLOTS, STACKS, Scratch, walk_stacks},
+    atomic::{exchange, masked},
+    emit,
+    maps::{MAPPINGS, PAGES, ROWS, RowChunk, SCRATCH, SCRATCH_SLOTS, STACKS, Scratch, WINDOW_WORDS, walk_stacks},
+    target,
 };
 use aya_ebpf::{
-    bindings::{BPF_F_USER_STACK, BPF_NOEXIST},
-    helpers::generated::bpf_get_stack,
+    bindings::BPF_NOEXIST,
+    helpers::generated::{bpf_loop, bpf_probe_read_user},
     programs::ProbeContext,
 };
-use core::mem::size_of;
-use leakmon_ebpf::abi::{Cookie, FRAMES_MAX, Loss, Stack, WalkEnd};
+use core::{ffi::c_void, mem::size_of};
+use leakmon_ebpf::{
+    abi::{Cookie, FRAMES_MAX, Loss, Stack, WalkEnd},
+    rows::{MAPPINGS_MAX, Mapping, PAGES_PER_CHUNK, Page, ProcessMappings, ROWS_PER_CHUNK, Row, SIGNAL_CONTEXT_WORDS},
+    step::{Source, Walk, step},
+};
 
 /// Odd constants of xxHash64 (its primes 1 and 2): they spread the bits of an address over the hash.
 const PRIME_1: u64 = 0x9E37_79B1_85EB_CA87;
 const PRIME_2: u64 = 0xC2B2_AE3D_27D4_EB4F;
 
+/// Where the index of a frame ends: the next power of two, less one, so that it can be masked.
+const FRAME_MASK: u64 = FRAMES_MAX as u64;
+const MAPPING_MASK: u64 = MAPPINGS_MAX as u64 - 1;
+const PAGE_MASK: u64 = PAGES_PER_CHUNK as u64 - 1;
+const ROW_MASK: u64 = ROWS_PER_CHUNK as u64 - 1;
+const WINDOW_MASK: u64 = WINDOW_WORDS as u64 - 1;
+
 /// Walks the stack, stores it where it is new, and returns its key.
 #[inline(always)]
-pub fn stack(ctx: &ProbeContext, cookie: Cookie) -> u64 {
+pub fn stack(ctx: &ProbeContext, cookie: Cookie, now_ns: u64) -> u64 {
     if walk_stacks() == 0 {
         return site_alone(cookie);
     }
@@ -29,9 +42,11 @@ pub fn stack(ctx: &ProbeContext, cookie: Cookie) -> u64 {
         emit::lose(Loss::ScratchBusy);
         return site_alone(cookie);
     };
-    let stack = unsafe { &raw mut (*scratch).stack };
-    let id = walk(ctx, cookie, stack);
-    let stored = store(id, stack);
+    let id = walk(ctx, cookie, scratch);
+    if unsafe { (*scratch).stack.walk_end } == WalkEnd::NoTable as u32 {
+        target::ask_for_mappings(now_ns);
+    }
+    let stored = store(id, unsafe { &raw const (*scratch).stack });
     release(scratch);
     if stored {
         return id;
@@ -48,32 +63,181 @@ fn site_alone(cookie: Cookie) -> u64 {
 
 #[inline(always)]
 fn mix(hash: u64, word: u64) -> u64 {
-    (hash ^ word.wrapping_mul(PRIME_2)).rotate_left(31).wrapping_mul(PRIME_1)
+    (hash ^ word.wrapping_mul(PRIME_2))
+        .rotate_left(31)
+        .wrapping_mul(PRIME_1)
 }
 
-/// Fills `stack` and returns its hash, the site included: two sites never share a stack.
+/// What a step of the walk reads from.
+#[repr(C)]
+struct Memory {
+    scratch: *mut Scratch,
+    mappings: *const ProcessMappings,
+    hash: u64,
+}
+
+/// Fills the scratch's stack and returns its hash, the site included: two sites never share a stack.
 #[inline(always)]
-fn walk(ctx: &ProbeContext, cookie: Cookie, stack: *mut Stack) -> u64 {
+fn walk(ctx: &ProbeContext, cookie: Cookie, scratch: *mut Scratch) -> u64 {
     unsafe {
-        (*stack).cookie = cookie.0;
-        (*stack).walk_end = WalkEnd::FramePointer as u32;
-        (*stack).frames[0] = (*ctx.regs).rip;
-        let size = size_of::<[u64; FRAMES_MAX]>() as u32;
-        let frames = (&raw mut (*stack).frames).cast();
-        let bytes = bpf_get_stack(ctx.regs.cast(), frames, size, u64::from(BPF_F_USER_STACK));
-        let len = if bytes >= 8 { (bytes as usize) / 8 } else { 1 };
-        (*stack).frames_len = len as u32;
-        let mut hash = mix(PRIME_1, cookie.0);
-        let mut index = 0;
-        while index < FRAMES_MAX {
-            if index >= len {
-                break;
-            }
-            hash = mix(hash, (*stack).frames[index]);
-            index += 1;
-        }
-        hash
+        let registers = ctx.regs;
+        (*scratch).walk = Walk::new((*registers).rip, (*registers).rsp, (*registers).rbp);
+        // No word is at the top of the address space, so the first read fills the window.
+        (*scratch).window_base = u64::MAX;
+        (*scratch).stack.cookie = cookie.0;
+        let hash = mix(PRIME_1, cookie.0);
+        let Some(mappings) = MAPPINGS.get_ptr(target::tgid()) else {
+            (*scratch).stack.frames[0] = (*registers).rip;
+            (*scratch).stack.frames_len = 1;
+            (*scratch).stack.walk_end = WalkEnd::NoTable as u32;
+            emit::lose(Loss::WalkNoTable);
+            return mix(hash, (*registers).rip);
+        };
+        let mut memory = Memory {
+            scratch,
+            mappings,
+            hash,
+        };
+        // One more than there are frames: the last step says that the stack is too deep.
+        bpf_loop(FRAMES_MAX as u32 + 1, visit as *mut c_void, (&raw mut memory).cast(), 0);
+        (*scratch).stack.frames_len = (*scratch).walk.frames_len;
+        (*scratch).stack.walk_end = (*scratch).walk.end;
+        count_end((*scratch).walk.end);
+        memory.hash
     }
+}
+
+/// Counts a walk that ended early by its cause.
+#[inline(always)]
+fn count_end(end: u32) {
+    if end == WalkEnd::NoTable as u32 {
+        emit::lose(Loss::WalkNoTable);
+    } else if end == WalkEnd::FramePointer as u32 {
+        emit::lose(Loss::WalkFramePointer);
+    } else if end == WalkEnd::BadRead as u32 {
+        emit::lose(Loss::WalkBadRead);
+    } else if end == WalkEnd::TooDeep as u32 {
+        emit::lose(Loss::WalkTooDeep);
+    } else if end == WalkEnd::Unsupported as u32 {
+        emit::lose(Loss::WalkUnsupported);
+    }
+}
+
+/// One step of `bpf_loop`: 0 goes on, 1 ends.
+unsafe extern "C" fn visit(_step: u64, memory: *mut Memory) -> i64 {
+    unsafe {
+        let walk = &mut (*(*memory).scratch).walk;
+        i64::from(!step(walk, &mut *memory))
+    }
+}
+
+impl Source for Memory {
+    type Rows = *const RowChunk;
+
+    #[inline(always)]
+    fn mappings_len(&self) -> u32 {
+        unsafe { (*self.mappings).len }
+    }
+
+    #[inline(always)]
+    fn mapping_start(&self, index: u32) -> u64 {
+        unsafe {
+            (*self.mappings)
+                .mappings
+                .get_unchecked(masked::<MAPPING_MASK>(index))
+                .start
+        }
+    }
+
+    #[inline(always)]
+    fn mapping(&self, index: u32) -> Mapping {
+        unsafe { *(*self.mappings).mappings.get_unchecked(masked::<MAPPING_MASK>(index)) }
+    }
+
+    #[inline(always)]
+    fn page(&self, chunk: u32, index: u32) -> Option<Page> {
+        let pages = PAGES.get_ptr(chunk)?;
+        Some(unsafe { *(*pages).0.get_unchecked(masked::<PAGE_MASK>(index)) })
+    }
+
+    #[inline(always)]
+    fn rows(&self, chunk: u32) -> Option<*const RowChunk> {
+        ROWS.get_ptr(chunk)
+    }
+
+    #[inline(always)]
+    fn row_start(&self, rows: *const RowChunk, index: u32) -> u32 {
+        unsafe { (*rows).0.get_unchecked(masked::<ROW_MASK>(index)).pc }
+    }
+
+    #[inline(always)]
+    fn row(&self, rows: *const RowChunk, index: u32) -> Row {
+        unsafe { *(*rows).0.get_unchecked(masked::<ROW_MASK>(index)) }
+    }
+
+    #[inline(always)]
+    fn pair(&mut self, address: u64) -> Option<(u64, u64)> {
+        unsafe {
+            let scratch = self.scratch;
+            let within = address.wrapping_sub((*scratch).window_base);
+            let mut word = within >> 3;
+            // Below the window's start `within` has wrapped, so it is beyond the end as well.
+            if within & 7 != 0 || word > WINDOW_WORDS as u64 - 2 {
+                word = fill_window(scratch, address)?;
+            }
+            let window = (&raw const (*scratch).window).cast::<u64>();
+            let first = *window.add(masked::<WINDOW_MASK>(word as u32));
+            Some((first, *window.add(masked::<WINDOW_MASK>(word as u32 + 1))))
+        }
+    }
+
+    #[inline(always)]
+    fn word(&mut self, address: u64) -> Option<u64> {
+        unsafe {
+            let words = &raw mut (*self.scratch).words;
+            read(words.cast(), 8, address).then(|| (*words)[0])
+        }
+    }
+
+    #[inline(always)]
+    fn signal_context(&mut self, address: u64) -> Option<[u64; SIGNAL_CONTEXT_WORDS]> {
+        unsafe {
+            let words = &raw mut (*self.scratch).words;
+            read(words.cast(), size_of::<[u64; SIGNAL_CONTEXT_WORDS]>() as u32, address).then(|| *words)
+        }
+    }
+
+    #[inline(always)]
+    fn keep(&mut self, index: u32, address: u64) {
+        self.hash = mix(self.hash, address);
+        unsafe {
+            let frames = (&raw mut (*self.scratch).stack.frames).cast::<u64>();
+            let index = masked::<FRAME_MASK>(index);
+            // The mask alone leaves one index too many.
+            if index < FRAMES_MAX {
+                *frames.add(index) = address;
+            }
+        }
+    }
+}
+
+/// Reads the window from `address` on, or, at the upper end of the stack, the two words there. Returns their index.
+#[inline(always)]
+unsafe fn fill_window(scratch: *mut Scratch, address: u64) -> Option<u64> {
+    unsafe {
+        let window = &raw mut (*scratch).window;
+        if read(window.cast(), size_of::<[u64; WINDOW_WORDS]>() as u32, address) {
+            (*scratch).window_base = address;
+            return Some(0);
+        }
+        (*scratch).window_base = u64::MAX;
+        read(window.cast(), 16, address).then_some(0)
+    }
+}
+
+#[inline(always)]
+unsafe fn read(to: *mut c_void, bytes: u32, address: u64) -> bool {
+    unsafe { bpf_probe_read_user(to, bytes, address as *const c_void) == 0 }
 }
 
 /// Stores a stack once. False where the table is full.
@@ -82,12 +246,7 @@ fn store(id: u64, stack: *const Stack) -> bool {
     if STACKS.get_ptr(id).is_some() {
         return true;
     }
-    let truncated = unsafe { (*stack).walk_end } != WalkEnd::Root as u32;
-    let stored = STACKS.insert(id, unsafe { &*stack }, u64::from(BPF_NOEXIST)).is_ok() || STACKS.get_ptr(id).is_some();
-    if stored && truncated {
-        emit::lose(Loss::StackTruncated);
-    }
-    stored
+    STACKS.insert(id, unsafe { &*stack }, u64::from(BPF_NOEXIST)).is_ok() || STACKS.get_ptr(id).is_some()
 }
 
 /// Takes one of this processor's slots; a preempted holder keeps its own.
@@ -96,7 +255,7 @@ fn take_scratch() -> Option<*mut Scratch> {
     let mut slot = 0;
     while slot < SCRATCH_SLOTS {
         let scratch = SCRATCH.get_ptr_mut(slot)?;
-        if unsafe { atomic::exchange(&raw mut (*scratch).busy, 1) } == 0 {
+        if unsafe { exchange(&raw mut (*scratch).busy, 1) } == 0 {
             return Some(scratch);
         }
         slot += 1;
@@ -106,5 +265,5 @@ fn take_scratch() -> Option<*mut Scratch> {
 
 #[inline(always)]
 fn release(scratch: *mut Scratch) {
-    unsafe { atomic::exchange(&raw mut (*scratch).busy, 0) };
+    unsafe { exchange(&raw mut (*scratch).busy, 0) };
 }

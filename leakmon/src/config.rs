@@ -115,10 +115,14 @@ impl Config {
         let mut config = match &args.config {
             None => Self::default(),
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-                toml::from_str(&text)
-                    .map_err(|source| ConfigError::Parse { path: path.clone(), source: Box::new(source) })?
+                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                    path: path.clone(),
+                    source,
+                })?;
+                toml::from_str(&text).map_err(|source| ConfigError::Parse {
+                    path: path.clone(),
+                    source: Box::new(source),
+                })?
             }
         };
         config.exes.extend(args.exe.iter().cloned());
@@ -129,22 +133,52 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let require = |holds: bool, key, problem| if holds { Ok(()) } else { Err(ConfigError::Value { key, problem }) };
+        let require = |holds: bool, key, problem| {
+            if holds {
+                Ok(())
+            } else {
+                Err(ConfigError::Value { key, problem })
+            }
+        };
         if self.exes.is_empty() && self.pids.is_empty() {
             return Err(ConfigError::NothingToWatch);
         }
         let watched = self.exes.len().saturating_add(self.pids.len());
-        require(watched <= WATCHED_MAX, "exes", "and `pids` together may name 1024 at most")?;
+        require(
+            watched <= WATCHED_MAX,
+            "exes",
+            "and `pids` together may name 1024 at most",
+        )?;
         let seconds = Duration::from_millis(100)..=Duration::from_secs(3600);
-        require(seconds.contains(&self.interval), "interval", "must be between 100ms and 1h")?;
+        require(
+            seconds.contains(&self.interval),
+            "interval",
+            "must be between 100ms and 1h",
+        )?;
         let bounds = &self.bounds;
         let entries = 1..=1 << 26;
-        require(entries.contains(&bounds.live_entries_max), "bounds.live_entries_max", "must be between 1 and 2^26")?;
-        require(entries.contains(&bounds.stacks_entries_max), "bounds.stacks_entries_max", "must be between 1 and 2^26")?;
-        require(entries.contains(&bounds.counts_entries_max), "bounds.counts_entries_max", "must be between 1 and 2^26")?;
+        require(
+            entries.contains(&bounds.live_entries_max),
+            "bounds.live_entries_max",
+            "must be between 1 and 2^26",
+        )?;
+        require(
+            entries.contains(&bounds.stacks_entries_max),
+            "bounds.stacks_entries_max",
+            "must be between 1 and 2^26",
+        )?;
+        require(
+            entries.contains(&bounds.counts_entries_max),
+            "bounds.counts_entries_max",
+            "must be between 1 and 2^26",
+        )?;
         // The kernel asks for a power of two that is a multiple of the page size (`kernel/bpf/ringbuf.c`).
         let ring = bounds.ring_bytes;
-        require(ring.is_power_of_two() && ring >= 4096, "bounds.ring_bytes", "must be a power of two of at least 4096")
+        require(
+            ring.is_power_of_two() && ring >= 4096,
+            "bounds.ring_bytes",
+            "must be a power of two of at least 4096",
+        )
     }
 
     /// What the BPF programs are loaded with.
@@ -192,7 +226,10 @@ mod tests {
         assert_eq!(config.listen.port(), 9000);
         assert_eq!(config.interval, Duration::from_millis(500));
         let settings = config.settings();
-        assert_eq!((settings.live_entries_max, settings.ring_bytes, settings.walk_stacks), (1000, 4096, false));
+        assert_eq!(
+            (settings.live_entries_max, settings.ring_bytes, settings.walk_stacks),
+            (1000, 4096, false)
+        );
         assert_eq!(settings.stacks_entries_max, STACKS_ENTRIES_MAX);
     }
 

@@ -5,9 +5,11 @@
 //! nobody: symbols are resolved on another thread, requests are answered from snapshots.
 
 mod assembly;
+mod hold;
 mod images;
 mod names;
 mod processes;
+mod unwinding;
 
 use crate::{
     export::{
@@ -16,20 +18,14 @@ use crate::{
         series::{Limits, SeriesBook},
         snapshot::Snapshot,
     },
-    kernel::{
-        Kernel, KernelError, Settings,
-        attach::ImageNumber,
-        clock::monotonic_ns,
-        event::Event,
-        ring::EventRing,
-    },
+    kernel::{Kernel, KernelError, Settings, attach::ImageNumber, clock::monotonic_ns, event::Event, ring::EventRing},
     live::{Live, StackKey},
     self_metrics::{MapFill, SelfMetrics},
     targets::{self, plan::ProbePlan, processes::ProcessImage},
 };
 use anyhow::Context;
 use images::{Image, Images};
-use leakmon_ebpf::abi::{Loss, TargetId};
+use leakmon_ebpf::abi::{FOLLOW, HOLD, Loss, TargetId};
 use names::Names;
 use processes::Processes;
 use std::{
@@ -41,6 +37,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use unwinding::Unwinding;
 
 /// How often the counters are read while nothing is published.
 const TICK: Duration = Duration::from_millis(250);
@@ -49,12 +46,26 @@ const TICK: Duration = Duration::from_millis(250);
 /// takes more than half a percent of a processor.
 const SWEEP_REST: u32 = 200;
 
+/// How long an attach waits for unwind tables; what has none by then is walked as far as is known.
+const TABLES_WAIT: Duration = Duration::from_secs(10);
+
 /// How long the last report waits for names; what is not resolved by then is shown by image and offset.
 const NAMES_WAIT: Duration = Duration::from_secs(60);
 
 /// Names of [`Loss::ALL`] in `leakmon_events_dropped_total`.
-const LOSS_NAMES: [&str; Loss::ALL.len()] =
-    ["ring_full", "live_full", "stacks_full", "counts_full", "targets_full", "scratch_busy", "stack_truncated"];
+const LOSS_NAMES: [&str; Loss::ALL.len()] = [
+    "ring_full",
+    "live_full",
+    "stacks_full",
+    "counts_full",
+    "targets_full",
+    "scratch_busy",
+    "walk_frame_pointer",
+    "walk_bad_read",
+    "walk_too_deep",
+    "walk_no_table",
+    "walk_unsupported",
+];
 
 /// Watches images and processes.
 pub struct Observer {
@@ -64,10 +75,13 @@ pub struct Observer {
     images: Images,
     processes: Processes,
     names: Names,
+    unwinding: Unwinding,
     publisher: Option<Publisher>,
     began_ns: u64,
     events: [u64; Event::KINDS.len()],
     next_sweep: Instant,
+    /// Processes that stand at their entry point until their tables are loaded.
+    held: Vec<TargetId>,
 }
 
 /// Where snapshots go.
@@ -91,10 +105,12 @@ impl Observer {
             images: Images::default(),
             processes: Processes::default(),
             names: Names::new(hide)?,
+            unwinding: Unwinding::new()?,
             publisher: None,
             began_ns: monotonic_ns(),
             events: [0; Event::KINDS.len()],
             next_sweep: Instant::now(),
+            held: Vec::new(),
         })
     }
 
@@ -104,16 +120,29 @@ impl Observer {
     /// Where there is no room, or none of its sites can be attached.
     pub fn add_image(&mut self, plan: ProbePlan, file: File, every_process: bool) -> anyhow::Result<()> {
         let path = plan.path.display().to_string();
-        let number = self.images.next_number().with_context(|| format!("{path}: too many images are watched"))?;
-        let attached = self.kernel.attach(&plan, &file, ImageNumber { number, every_process })?;
+        let number = self
+            .images
+            .next_number()
+            .with_context(|| format!("{path}: too many images are watched"))?;
+        let attached = self
+            .kernel
+            .attach(&plan, &file, ImageNumber { number, every_process })?;
         if attached.sites.is_empty() {
-            let reason = attached.refused.first().map_or("it has no probe sites", |(_, reason)| reason);
-            return Err(KernelError::NoSite { path, reason: reason.to_owned() }.into());
+            let reason = attached
+                .refused
+                .first()
+                .map_or("it has no probe sites", |(_, reason)| reason);
+            return Err(KernelError::NoSite {
+                path,
+                reason: reason.to_owned(),
+            }
+            .into());
         }
         for (index, reason) in &attached.refused {
             tracing::warn!("{path}: site {index} is not attached: {reason}");
         }
-        self.images.add(Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?);
+        self.images
+            .add(Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?);
         Ok(())
     }
 
@@ -121,15 +150,15 @@ impl Observer {
     ///
     /// # Errors
     /// The first reason, where nothing at all can be watched.
-    pub fn watch_all(&mut self, exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<()> {
+    pub async fn watch_all(&mut self, exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<()> {
         let mut failures = Vec::new();
         for exe in exes {
-            if let Err(error) = self.watch_executable(exe) {
+            if let Err(error) = self.watch_executable(exe).await {
                 failures.push(error);
             }
         }
         for tgid in tgids {
-            if let Err(error) = self.watch_process(*tgid) {
+            if let Err(error) = self.watch_process(*tgid).await {
                 self.processes.refuse(*tgid, &error);
                 failures.push(error);
             }
@@ -142,58 +171,100 @@ impl Observer {
         Ok(())
     }
 
-    fn watch_executable(&mut self, exe: &Path) -> anyhow::Result<()> {
+    async fn watch_executable(&mut self, exe: &Path) -> anyhow::Result<()> {
         let plan = targets::analyse(exe).inspect_err(|error| tracing::warn!("{error}"))?;
         let file = File::open(exe).with_context(|| format!("{}: can't be read", exe.display()))?;
         let (device, inode) = (plan.image.device, plan.image.inode);
-        self.add_image(plan, file, true)?;
         for tgid in targets::processes::tgids().unwrap_or_default() {
             // One that vanishes, or that may not be looked at, is not ours.
             if ProcessImage::open(tgid).is_ok_and(|image| (image.device, image.inode) == (device, inode)) {
                 self.begin(tgid);
             }
         }
-        Ok(())
+        self.prepare().await;
+        self.add_image(plan, file, true)
     }
 
-    fn watch_process(&mut self, tgid: u32) -> anyhow::Result<()> {
+    async fn watch_process(&mut self, tgid: u32) -> anyhow::Result<()> {
         let image = ProcessImage::open(tgid)?;
         if self.images.of_file(image.device, image.inode).is_none() {
             let mut plan = targets::analyse(Path::new(&format!("/proc/self/fd/{}", image.file.as_raw_fd())))
                 .map_err(|error| error.of_process(tgid, &image.path))?;
             plan.path = image.path;
+            self.begin(tgid);
+            self.prepare().await;
             self.add_image(plan, image.file, false)?;
         }
-        self.kernel.watch(tgid, false)?;
+        self.kernel.watch(tgid, 0)?;
         self.begin(tgid);
         Ok(())
+    }
+
+    /// Waits, within a bound, until the unwind tables of all known mappings are loaded, so that the first stacks are whole.
+    async fn prepare(&mut self) {
+        let ready = async {
+            while !self.unwinding.is_complete() {
+                if let Some(finished) = self.unwinding.built().await {
+                    self.unwinding.place(finished, &mut self.kernel);
+                }
+            }
+        };
+        if timeout(TABLES_WAIT, ready).await.is_err() {
+            tracing::warn!("unwind tables take long: the first stacks may be cut short");
+        }
+    }
+
+    /// Attaches the probe by which [`Self::watch_children`] holds processes of an image at their entry point. It goes first:
+    /// links are closed in this order, so a leakmon that is killed leaves nobody held.
+    ///
+    /// # Errors
+    /// Where the kernel refuses it.
+    pub fn hold_at_entry(&mut self, file: &File, file_offset: u64) -> Result<(), KernelError> {
+        self.kernel.attach_entry(file, file_offset)
     }
 
     /// Makes a running process a target now, so that it is shown before its first hit.
     fn begin(&mut self, tgid: u32) {
         let now_ns = monotonic_ns();
+        if self.kernel.target(tgid).is_some() {
+            return;
+        }
         match self.kernel.begin_target(tgid, now_ns) {
-            Ok(target) => self.take_event(&Event::Target { target, time_ns: now_ns }),
+            Ok(target) => self.take_event(&Event::Target {
+                target,
+                time_ns: now_ns,
+            }),
             Err(error) => tracing::warn!("process {tgid} can't be followed: {error}"),
         }
     }
 
-    /// Watches a process by its number, with its descendants where `follow` says so. It needs no known image.
-    ///
-    /// # Errors
-    /// Where too many processes are watched already.
-    pub fn watch(&mut self, tgid: u32, follow: bool) -> Result<(), KernelError> {
-        self.kernel.watch(tgid, follow)
+    /// Probe sites that are attached.
+    #[must_use]
+    pub fn attached_sites(&self) -> usize {
+        self.kernel.attached_sites()
     }
 
-    /// Stops watching a process by its number.
-    pub fn unwatch(&mut self, tgid: u32) {
-        self.kernel.unwatch(tgid);
+    /// Watches what `spawn` starts, with its descendants. Each process of a known image is held at its entry point until
+    /// its unwind tables are loaded.
+    ///
+    /// # Errors
+    /// Where too many processes are watched already, or `spawn` fails.
+    pub fn watch_children<T>(&mut self, spawn: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        // The programs see the fork of this very process, so the child is watched before it exists.
+        let own_tgid = std::process::id();
+        self.kernel.watch(own_tgid, FOLLOW | HOLD)?;
+        let spawned = spawn();
+        self.kernel.unwatch(own_tgid);
+        spawned
     }
 
     /// Publishes a snapshot every `interval` while [`Self::observe`] runs, and forgets what has exited.
     pub fn publish_to(&mut self, source: Source, interval: Duration) {
-        self.publisher = Some(Publisher { source, book: SeriesBook::new(Limits::default()), interval });
+        self.publisher = Some(Publisher {
+            source,
+            book: SeriesBook::new(Limits::default()),
+            interval,
+        });
     }
 
     /// Runs the loop until `until` is done, or until all watched processes have ended where `until_all_gone` says so.
@@ -207,6 +278,11 @@ impl Observer {
                 biased;
                 outcome = &mut until => return Some(outcome),
                 () = self.names.replied() => {}
+                finished = self.unwinding.built() => {
+                    if let Some(finished) = finished {
+                        self.unwinding.place(finished, &mut self.kernel);
+                    }
+                }
                 ready = self.ring.readable() => {
                     if ready.is_ok() {
                         self.drain();
@@ -217,9 +293,20 @@ impl Observer {
                     self.publish();
                 }
             }
+            self.let_go();
             if until_all_gone && self.live.targets().all(|(_, target)| target.exited_ns.is_some()) {
                 return None;
             }
+        }
+    }
+
+    /// Lets held processes go once their tables are there.
+    fn let_go(&mut self) {
+        if self.held.is_empty() || !self.unwinding.is_complete() {
+            return;
+        }
+        for target in self.held.drain(..) {
+            hold::let_go(target.tgid());
         }
     }
 
@@ -236,14 +323,21 @@ impl Observer {
         self.events[event.kind_index()] += 1;
         self.live.apply(event);
         match *event {
-            Event::Target { target, .. } | Event::Exec { target: Some(target), .. } => {
+            Event::Target { target, .. }
+            | Event::Exec {
+                target: Some(target), ..
+            } => {
                 self.processes.see(target, &self.images);
                 self.names.see_target(target);
+                self.unwinding.see(target, &mut self.kernel);
             }
-            Event::Stack { target, stack, cookie, .. } => {
+            Event::Stack {
+                target, stack, cookie, ..
+            } => {
                 let stored = self.kernel.stack(stack);
                 let key = StackKey { target, stack };
-                self.names.want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
+                self.names
+                    .want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
             }
             _ => {}
         }
@@ -252,13 +346,21 @@ impl Observer {
     /// Reads the kernel's counters; sweeps where it is time.
     fn tick(&mut self) {
         self.drain();
-        let sweep = if Instant::now() >= self.next_sweep { self.sweep() } else { None };
+        let sweep = if Instant::now() >= self.next_sweep {
+            self.sweep()
+        } else {
+            None
+        };
         self.read(sweep);
     }
 
     fn sweep(&mut self) -> Option<u64> {
         let began = Instant::now();
-        let sweep = self.kernel.sweep().inspect_err(|error| tracing::warn!("ages can't be known: {error}")).ok();
+        let sweep = self
+            .kernel
+            .sweep()
+            .inspect_err(|error| tracing::warn!("ages can't be known: {error}"))
+            .ok();
         self.next_sweep = Instant::now() + began.elapsed() * SWEEP_REST;
         sweep
     }
@@ -272,16 +374,25 @@ impl Observer {
                 self.live.set_totals(target, totals);
             }
             // The event may have been lost; the kernel's table is the truth.
-            if self.kernel.target(target.tgid()).is_none_or(|entry| entry.target != target.0) {
+            if self
+                .kernel
+                .target(target.tgid())
+                .is_none_or(|entry| entry.target != target.0)
+            {
                 self.live.exited(target, now_ns);
             }
         }
-        let missing: Vec<_> =
-            self.live.stacks().filter(|(key, _)| !self.names.knows(*key)).map(|(key, count)| (key, count.cookie)).collect();
+        let missing: Vec<_> = self
+            .live
+            .stacks()
+            .filter(|(key, _)| !self.names.knows(*key))
+            .map(|(key, count)| (key, count.cookie))
+            .collect();
         for (key, cookie) in missing {
             self.processes.see(key.target, &self.images);
             let stored = self.kernel.stack(key.stack);
-            self.names.want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
+            self.names
+                .want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
         }
     }
 
@@ -306,7 +417,10 @@ impl Observer {
             }
         };
         if timeout(NAMES_WAIT, all_named).await.is_err() {
-            tracing::warn!("{} stacks have no names yet and are shown by image and offset", self.names.pending());
+            tracing::warn!(
+                "{} stacks have no names yet and are shown by image and offset",
+                self.names.pending()
+            );
         }
         Ok(())
     }
@@ -328,7 +442,12 @@ impl Observer {
 
     /// Ends the observation; the probes stay until the returned handle goes.
     #[must_use]
-    pub fn into_kernel(self) -> Kernel {
+    pub fn into_kernel(mut self) -> Kernel {
+        // The probes outlive this process by moments: they must hold nobody then.
+        self.kernel.unwatch_all();
+        for target in self.held.drain(..) {
+            hold::let_go(target.tgid());
+        }
         self.kernel
     }
 
@@ -343,15 +462,22 @@ impl Observer {
         };
         let series = publisher.book.observe(&report);
         let ready = self.kernel.attached_sites() > 0;
-        publisher.source.snapshot.store(Arc::new(Snapshot::new(report, series, own, ready)));
+        publisher
+            .source
+            .snapshot
+            .store(Arc::new(Snapshot::new(report, series, own, ready)));
         publisher.source.heartbeat.beat();
         self.forget_exited();
     }
 
     /// Drops the targets that the snapshot just published shows as exited.
     fn forget_exited(&mut self) {
-        let gone: Vec<TargetId> =
-            self.live.targets().filter(|(_, target)| target.exited_ns.is_some()).map(|(target, _)| target).collect();
+        let gone: Vec<TargetId> = self
+            .live
+            .targets()
+            .filter(|(_, target)| target.exited_ns.is_some())
+            .map(|(target, _)| target)
+            .collect();
         if gone.is_empty() {
             return;
         }
@@ -362,6 +488,7 @@ impl Observer {
             self.live.forget(target);
             self.processes.forget(target);
             self.names.forget(target);
+            self.unwinding.forget(target);
         }
     }
 
@@ -379,8 +506,13 @@ impl Observer {
             capacity: u64::from(capacity),
         };
         let statuses = ["attached", "partial", "paused", "unsupported"];
-        let with_status =
-            |word: &str| report.targets.iter().filter(|target| target.status.as_str() == word).count() as u64;
+        let with_status = |word: &str| {
+            report
+                .targets
+                .iter()
+                .filter(|target| target.status.as_str() == word)
+                .count() as u64
+        };
         let slow_sites: u64 = self.images.iter().map(Image::attached_slow).sum();
         SelfMetrics {
             events: Event::KINDS.into_iter().zip(self.events).collect(),

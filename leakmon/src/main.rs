@@ -14,7 +14,11 @@ fn main() -> ExitCode {
         _ => "trace",
     };
     // Results go to stdout, everything else to stderr.
-    fmt().with_env_filter(EnvFilter::new(format!("leakmon={level}"))).with_writer(std::io::stderr).without_time().init();
+    fmt()
+        .with_env_filter(EnvFilter::new(format!("leakmon={level}")))
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return commands::Exit::from(anyhow::Error::from(error)).report(),

@@ -1,6 +1,7 @@
 //! What leakmon says about itself: events, losses, table fill, targets, probe sites.
 //!
-//! In: numbers that `daemon.rs` reads from `kernel`. Out: plain data that `export/metrics.rs` prints. It reads nothing itself.
+//! In: numbers that `daemon.rs` reads from `kernel`. Out: plain data that `export/metrics.rs` prints. It reads nothing
+//! itself.
 
 /// A snapshot of leakmon's own numbers. Lists are in the order in which they are printed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -90,6 +90,11 @@ fn choose(debian: Result<(), String>, nightly: Result<(), String>, linker: bool)
     bail!(message)
 }
 
+/// Whether there is a compiler for BPF, of either kind.
+pub(crate) fn has_compiler() -> bool {
+    debian_toolchain().is_ok() || nightly_toolchain().is_ok()
+}
+
 fn debian_toolchain() -> Result<(), String> {
     let version = printed(Command::new(DEBIAN_RUSTC).arg("--version"))
         .ok_or_else(|| format!("Debian: there is no {DEBIAN_RUSTC} (package rustc-web)"))?;

@@ -3,11 +3,19 @@
 //! This file dispatches; each command has a file of its own. Nothing here is part of the program that users run.
 #![allow(clippy::print_stdout, reason = "these commands talk to a person")]
 
+mod bench;
 mod build_ebpf;
+mod demo;
+mod setup;
 mod source_hash;
+mod stage;
+mod test_all;
+mod tidy;
+mod victims;
 mod workspace;
 
 use clap::{Parser, Subcommand};
+use setup::Purpose;
 use std::process::ExitCode;
 use workspace::Workspace;
 
@@ -20,11 +28,28 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Install what this machine lacks to build and to test
+    Setup,
     /// Build the BPF programs, with whichever BPF toolchain is there
     BuildEbpf {
         /// Build even if the object fits the sources
         #[arg(long)]
         force: bool,
+    },
+    /// Show leakmon at work on a program that leaks
+    Demo,
+    /// Check formatting, lints, documentation, tests, tidiness and licences
+    Test,
+    /// Check what no compiler checks
+    Tidy,
+    /// Measure what leakmon costs the program that it watches
+    Bench {
+        /// How often each configuration runs
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// Tasks that a run times
+        #[arg(long, default_value_t = 100_000)]
+        tasks: usize,
     },
 }
 
@@ -32,7 +57,12 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let workspace = Workspace::here();
     let result = match arguments.command {
+        Command::Setup => setup::run(&workspace, Purpose::Test),
         Command::BuildEbpf { force } => build_ebpf::run(&workspace, force),
+        Command::Demo => demo::run(&workspace),
+        Command::Test => test_all::run(&workspace),
+        Command::Tidy => tidy::run(&workspace),
+        Command::Bench { rounds, tasks } => bench::run(&workspace, rounds, tasks),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

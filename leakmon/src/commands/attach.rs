@@ -7,9 +7,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
-    observer.watch_all(&args.exe, &args.pid)?;
+    observer.watch_all(&args.exe, &args.pid).await?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;
+    tracing::info!("attached {} probe sites", observer.attached_sites());
     let duration = observation::progress(args.observe.duration, "watching; Ctrl-C prints the report");
     // Executables may get new processes at any time; numbers won't.
     let until_all_gone = args.exe.is_empty();
@@ -22,7 +23,11 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
             }
         })
         .await;
-    let destination = args.observe.output.as_deref().map_or(Destination::Stdout, Destination::File);
+    let destination = args
+        .observe
+        .output
+        .as_deref()
+        .map_or(Destination::Stdout, Destination::File);
     observation::conclude(observer, &args.observe, destination).await?;
     Ok(Exit::Done)
 }

@@ -24,9 +24,12 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let config = Config::from_args(&args)?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("{}: can't be listened on: choose another address with --listen", config.listen))?;
+    let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        format!(
+            "{}: can't be listened on: choose another address with --listen",
+            config.listen
+        )
+    })?;
     let address = listener.local_addr().context("the address in use can't be known")?;
     let source = Source {
         snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::initial())),
@@ -35,7 +38,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let (stop, stopped) = oneshot::channel();
     let server = start_server(listener, source.clone(), stopped)?;
     let mut observer = Observer::new(config.settings(), &config.hide)?;
-    observer.watch_all(&config.exes, &config.pids)?;
+    observer.watch_all(&config.exes, &config.pids).await?;
     observer.publish_to(source, config.interval);
     say(&format!("serving http://{address}"));
     observer
@@ -61,7 +64,9 @@ fn start_server(
     source: Source,
     stopped: oneshot::Receiver<()>,
 ) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
-    let listener = listener.into_std().context("the listener can't be handed to its thread")?;
+    let listener = listener
+        .into_std()
+        .context("the listener can't be handed to its thread")?;
     std::thread::Builder::new()
         .name("http".to_owned())
         .spawn(move || {

@@ -7,11 +7,20 @@ use std::fmt::Write;
 pub(super) fn execute() -> anyhow::Result<Exit> {
     let checks = examine();
     print(render(&checks).as_bytes())?;
-    let broken = checks.iter().filter(|check| matches!(check.finding, Finding::Broken(_))).count();
+    let broken = checks
+        .iter()
+        .filter(|check| matches!(check.finding, Finding::Broken(_)))
+        .count();
     Ok(match broken {
         0 => Exit::Done,
-        1 => Exit::Failed(UNPROBEABLE, "this host can't run leakmon: see the line marked NO above".to_owned()),
-        _ => Exit::Failed(UNPROBEABLE, format!("this host can't run leakmon: see the {broken} lines marked NO above")),
+        1 => Exit::Failed(
+            UNPROBEABLE,
+            "this host can't run leakmon: see the line marked NO above".to_owned(),
+        ),
+        _ => Exit::Failed(
+            UNPROBEABLE,
+            format!("this host can't run leakmon: see the {broken} lines marked NO above"),
+        ),
     })
 }
 
@@ -35,12 +44,18 @@ mod tests {
 
     #[test]
     fn each_check_is_a_line_with_its_mark() {
-        let check = |subject: &str, finding| Check { subject: subject.to_owned(), finding };
+        let check = |subject: &str, finding| Check {
+            subject: subject.to_owned(),
+            finding,
+        };
         let text = render(&[
             check("uprobes", Finding::Fine("offered".to_owned())),
             check("file system", Finding::Lacking("not mounted".to_owned())),
             check("BTF", Finding::Broken("none: rebuild".to_owned())),
         ]);
-        assert_eq!(text, "ok  uprobes      offered\n--  file system  not mounted\nNO  BTF          none: rebuild\n");
+        assert_eq!(
+            text,
+            "ok  uprobes      offered\n--  file system  not mounted\nNO  BTF          none: rebuild\n"
+        );
     }
 }

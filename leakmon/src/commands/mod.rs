@@ -14,6 +14,7 @@ use crate::{
     cli::{Cli, Command, ObserveArgs},
     config::ConfigError,
     kernel::{KernelError, Settings},
+    symbols::hidden::HideError,
     targets::{AnalyseError, processes::ProcessError},
 };
 use anyhow::Context;
@@ -51,10 +52,13 @@ impl From<anyhow::Error> for Exit {
     fn from(error: anyhow::Error) -> Self {
         let any = |test: fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(test);
         let code = if any(|cause| {
-            cause.is::<KernelError>() || cause.is::<AnalyseError>() || cause.is::<ProcessError>() || cause.is::<Unprobeable>()
+            cause.is::<KernelError>()
+                || cause.is::<AnalyseError>()
+                || cause.is::<ProcessError>()
+                || cause.is::<Unprobeable>()
         }) {
             UNPROBEABLE
-        } else if any(|cause| cause.is::<ConfigError>()) {
+        } else if any(|cause| cause.is::<ConfigError>() || cause.is::<HideError>()) {
             USAGE
         } else {
             FAILURE
@@ -146,7 +150,9 @@ impl Destination<'_> {
         match self {
             Self::Stdout => print(bytes),
             Self::Stderr => write(&mut io::stderr().lock(), bytes).context("stderr can't be written"),
-            Self::File(path) => std::fs::write(path, bytes).with_context(|| format!("{}: can't be written", path.display())),
+            Self::File(path) => {
+                std::fs::write(path, bytes).with_context(|| format!("{}: can't be written", path.display()))
+            }
         }
     }
 }

@@ -64,8 +64,13 @@ pub(super) async fn conclude(
         FormatName::Folded => Format::Folded,
     };
     let is_terminal = destination.is_terminal();
-    let width = terminal_size::terminal_size_of(std::io::stderr()).map(|(width, _)| width.0).filter(|_| is_terminal);
-    let options = RenderOptions { width, colour: is_terminal };
+    let width = terminal_size::terminal_size_of(std::io::stderr())
+        .map(|(width, _)| width.0)
+        .filter(|_| is_terminal);
+    let options = RenderOptions {
+        width,
+        colour: is_terminal,
+    };
     let written = destination.write(&export::render(format, &report, &options));
     detach::in_background(observer.into_kernel());
     written

@@ -28,8 +28,14 @@ use tokio::{
 };
 
 /// What is passed on to the command.
-const FORWARDED: [Signal; 6] =
-    [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+const FORWARDED: [Signal; 6] = [
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 /// Signals that wait to be passed on; more at once are merged, as the kernel does.
 const PENDING_MAX: usize = 16;
@@ -41,21 +47,28 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     let program = find(name)?;
     let (plan, file) = analyse(&program)?;
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
+    if let Some(entry) = plan.entry_file_offset {
+        observer.hold_at_entry(&file, entry)?;
+    }
     observer.add_image(plan, file, false)?;
     let mut signals = listen()?;
     let mut command = Command::new(&program);
     command.args(arguments).kill_on_drop(false);
-    // The programs see the fork of this very process, so the command is watched before it exists.
-    let own_tgid = std::process::id();
-    observer.watch(own_tgid, true)?;
-    let spawned = command.spawn();
-    observer.unwatch(own_tgid);
-    let mut child = spawned.map_err(|error| Unprobeable(format!("{}: can't be executed: {error}", program.display())))?;
-    let destination = args.observe.output.as_deref().map_or(Destination::Stderr, Destination::File);
+    let mut child = observer.watch_children(|| {
+        let refused = |error| Unprobeable(format!("{}: can't be executed: {error}", program.display()));
+        Ok(command.spawn().map_err(refused)?)
+    })?;
+    let destination = args
+        .observe
+        .output
+        .as_deref()
+        .map_or(Destination::Stderr, Destination::File);
     let duration = observation::progress(args.observe.duration, "watching");
     let ended = {
         let wait = wait(&mut child, &mut signals);
-        let until = async { tokio::select! { status = wait => Some(status), () = duration => None } };
+        let until = async {
+            tokio::select! { status = wait => Some(status), () = duration => None }
+        };
         observer.observe(false, until).await.flatten()
     };
     observation::conclude(observer, &args.observe, destination).await?;
@@ -63,7 +76,9 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
         Some(status) => status,
         None => wait(&mut child, &mut signals).await,
     };
-    Ok(Exit::Command(exit_code(status.context("the command's end can't be waited for")?)))
+    Ok(Exit::Command(exit_code(
+        status.context("the command's end can't be waited for")?,
+    )))
 }
 
 /// The file that the shell would execute for this name.
@@ -76,9 +91,17 @@ fn find(name: &OsStr) -> anyhow::Result<PathBuf> {
     std::env::split_paths(&directories)
         .map(|directory| directory.join(path))
         .find(|candidate| {
-            candidate.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+            candidate
+                .metadata()
+                .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
         })
-        .ok_or_else(|| Unprobeable(format!("{}: no such command: it is in no directory of PATH", path.display())).into())
+        .ok_or_else(|| {
+            Unprobeable(format!(
+                "{}: no such command: it is in no directory of PATH",
+                path.display()
+            ))
+            .into()
+        })
 }
 
 fn analyse(program: &Path) -> anyhow::Result<(ProbePlan, File)> {
@@ -116,7 +139,10 @@ fn forward(tgid: Option<u32>, received: Signal) {
     // A terminal sends these to the whole foreground group, the command included: once is enough.
     let from_terminal = matches!(received, Signal::SIGINT | Signal::SIGQUIT)
         && tcgetpgrp(std::io::stdin()).is_ok_and(|foreground| foreground == getpgrp());
-    let Some(tgid) = tgid.and_then(|tgid| i32::try_from(tgid).ok()).filter(|_| !from_terminal) else {
+    let Some(tgid) = tgid
+        .and_then(|tgid| i32::try_from(tgid).ok())
+        .filter(|_| !from_terminal)
+    else {
         return;
     };
     // It may have ended just now: its end is noticed by the caller.
@@ -124,7 +150,10 @@ fn forward(tgid: Option<u32>, received: Signal) {
 }
 
 fn exit_code(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
 }
 
@@ -134,7 +163,14 @@ mod tests {
 
     #[test]
     fn an_exit_code_is_the_commands_or_128_and_its_signal() {
-        for (raw, expected) in [(0, 0), (7 << 8, 7), (255 << 8, 255), (9, 137), (15, 143), (0x80 | 6, 134)] {
+        for (raw, expected) in [
+            (0, 0),
+            (7 << 8, 7),
+            (255 << 8, 255),
+            (9, 137),
+            (15, 143),
+            (0x80 | 6, 134),
+        ] {
             assert_eq!(exit_code(ExitStatus::from_raw(raw)), expected, "wait status {raw:#x}");
         }
     }

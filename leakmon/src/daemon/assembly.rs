@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     export::report::{
-        CallsiteReport, EntityCounts, Frame, Location, LossReport, Report, SCHEMA, SiteCounts, StackReport, TargetReport,
-        TargetStatus, Verdict,
+        CallsiteReport, EntityCounts, Frame, Location, LossReport, Report, SCHEMA, SiteCounts, StackReport,
+        TargetReport, TargetStatus, Verdict,
     },
     live::{Live, StackCount, Target},
     symbols::{ResolvedFrame, callsite::CallsiteId, names::one_of},
@@ -42,9 +42,19 @@ type Group = (TargetId, CallsiteId);
 
 impl Assembly<'_> {
     pub(super) fn report(&self) -> Report {
-        let mut callsites: Vec<CallsiteReport> =
-            self.groups().into_iter().map(|((target, id), entries)| self.callsite(target, id, &entries)).collect();
-        callsites.sort_by_key(|site| (urgency(site.verdict), Reverse(site.live), Reverse(site.spawned), site.id.clone()));
+        let mut callsites: Vec<CallsiteReport> = self
+            .groups()
+            .into_iter()
+            .map(|((target, id), entries)| self.callsite(target, id, &entries))
+            .collect();
+        callsites.sort_by_key(|site| {
+            (
+                urgency(site.verdict),
+                Reverse(site.live),
+                Reverse(site.spawned),
+                site.id.clone(),
+            )
+        });
         Report {
             schema: SCHEMA,
             observed_seconds: seconds(self.now_ns.saturating_sub(self.began_ns)),
@@ -60,7 +70,10 @@ impl Assembly<'_> {
             let Some(names) = self.names.of(key) else {
                 continue;
             };
-            groups.entry((key.target, names.callsite)).or_default().push(Entry { count, names });
+            groups
+                .entry((key.target, names.callsite))
+                .or_default()
+                .push(Entry { count, names });
         }
         for entries in groups.values_mut() {
             entries.sort_by_key(|entry| (Reverse(entry.count.live()), Reverse(entry.count.born), entry.names.id));
@@ -73,8 +86,13 @@ impl Assembly<'_> {
         let first = entries.first();
         let location = first.and_then(|entry| entry.names.location());
         let cookie = first.map(|entry| entry.count.cookie);
-        let task_type = cookie.and_then(|cookie| self.images.site(cookie)?.1).and_then(|task_type| one_of(&task_type.names));
-        let until_ns = self.target(target).and_then(|target| target.exited_ns).unwrap_or(self.now_ns);
+        let task_type = cookie
+            .and_then(|cookie| self.images.site(cookie)?.1)
+            .and_then(|task_type| one_of(&task_type.names));
+        let until_ns = self
+            .target(target)
+            .and_then(|target| target.exited_ns)
+            .unwrap_or(self.now_ns);
         let oldest = entries.iter().filter_map(|entry| entry.count.oldest_born_ns).min();
         CallsiteReport {
             id: id.to_string(),
@@ -149,7 +167,9 @@ impl Assembly<'_> {
     }
 
     fn target(&self, target: TargetId) -> Option<&Target> {
-        self.live.targets().find_map(|(id, known)| (id == target).then_some(known))
+        self.live
+            .targets()
+            .find_map(|(id, known)| (id == target).then_some(known))
     }
 
     fn loss(&self) -> LossReport {
@@ -159,7 +179,7 @@ impl Assembly<'_> {
             events_dropped: lost(Loss::RingFull),
             live_full: lost(Loss::LiveFull) + lost(Loss::CountsFull),
             stacks_full: lost(Loss::StacksFull) + lost(Loss::ScratchBusy),
-            stacks_truncated: lost(Loss::StackTruncated),
+            stacks_truncated: Loss::WALKS.into_iter().map(lost).sum(),
             unmatched_ends: totals.unmatched_ends,
             replaced: totals.replaced,
         }

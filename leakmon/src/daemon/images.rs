@@ -11,17 +11,17 @@ use leakmon_ebpf::abi::{Cookie, Role};
 use std::{fs::File, io, ops::Range, sync::Arc};
 
 /// Images that can be watched at once; the cookie's bits would allow 65,536.
-pub const IMAGES_MAX: usize = 1024;
+pub(super) const IMAGES_MAX: usize = 1024;
 
 /// One watched image.
 #[derive(Debug)]
-pub struct Image {
+pub(super) struct Image {
     /// Where it is probed.
-    pub plan: ProbePlan,
+    pub(super) plan: ProbePlan,
     /// The file that was analysed, held open for its names; what the probes hang on.
     file: Arc<ImageFile>,
     /// Which sites are attached.
-    pub attached: Attached,
+    pub(super) attached: Attached,
 }
 
 impl Image {
@@ -29,20 +29,32 @@ impl Image {
     ///
     /// # Errors
     /// The file's metadata can't be read.
-    pub fn new(plan: ProbePlan, file: File, attached: Attached) -> io::Result<Self> {
+    pub(super) fn new(plan: ProbePlan, file: File, attached: Attached) -> io::Result<Self> {
         let image = Arc::new(symbols::image::Image::read(&file, &plan.path)?);
-        Ok(Self { plan, file: Arc::new(ImageFile { image, file, debug: None }), attached })
+        Ok(Self {
+            plan,
+            file: Arc::new(ImageFile {
+                image,
+                file,
+                debug: None,
+            }),
+            attached,
+        })
     }
 
     /// A place in the file, to be symbolised.
     #[must_use]
-    pub fn place(&self, offset: u64) -> Place {
-        Place::Image { image: Arc::clone(&self.file.image), file: Some(Arc::clone(&self.file)), offset }
+    pub(super) fn place(&self, offset: u64) -> Place {
+        Place::Image {
+            image: Arc::clone(&self.file.image),
+            file: Some(Arc::clone(&self.file)),
+            offset,
+        }
     }
 
     /// The part of the file that is loaded in one piece with this offset.
     #[must_use]
-    pub fn segment_of(&self, offset: u64) -> Option<Range<u64>> {
+    pub(super) fn segment_of(&self, offset: u64) -> Option<Range<u64>> {
         let segments = self.file.image.segments.iter();
         segments
             .map(|segment| segment.file_offset..segment.file_offset.saturating_add(segment.size))
@@ -51,19 +63,19 @@ impl Image {
 
     /// How many attached sites have this role.
     #[must_use]
-    pub fn attached_of(&self, role: Role) -> u64 {
+    pub(super) fn attached_of(&self, role: Role) -> u64 {
         self.attached_sites().filter(|site| site.role == role).count() as u64
     }
 
     /// How many attached sites the kernel single-steps.
     #[must_use]
-    pub fn attached_slow(&self) -> u64 {
+    pub(super) fn attached_slow(&self) -> u64 {
         self.attached_sites().filter(|site| !site.cheap).count() as u64
     }
 
     /// Why not everything is followed, one sentence; `None` where everything is.
     #[must_use]
-    pub fn shortfall(&self) -> Option<String> {
+    pub(super) fn shortfall(&self) -> Option<String> {
         let refused = self.attached.refused.first();
         let reason = refused.map(|(_, reason)| reason).or(self.plan.problems.first())?;
         let count = self.attached.refused.len() + self.plan.problems.len();
@@ -74,46 +86,51 @@ impl Image {
     }
 
     fn attached_sites(&self) -> impl Iterator<Item = &ProbeSite> {
-        self.attached.sites.iter().filter_map(|index| self.plan.sites.get(*index))
+        self.attached
+            .sites
+            .iter()
+            .filter_map(|index| self.plan.sites.get(*index))
     }
 }
 
 /// All watched images, by their number.
 #[derive(Debug, Default)]
-pub struct Images(Vec<Image>);
+pub(super) struct Images(Vec<Image>);
 
 impl Images {
     /// The number that the next image gets; `None` where there is no room.
     #[must_use]
-    pub fn next_number(&self) -> Option<u32> {
+    pub(super) fn next_number(&self) -> Option<u32> {
         u32::try_from(self.0.len()).ok().filter(|_| self.0.len() < IMAGES_MAX)
     }
 
     /// Adds an image under [`Self::next_number`].
-    pub fn add(&mut self, image: Image) {
+    pub(super) fn add(&mut self, image: Image) {
         self.0.push(image);
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Image> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Image> {
         self.0.iter()
     }
 
     /// The image of a file.
     #[must_use]
-    pub fn of_file(&self, device: u64, inode: u64) -> Option<&Image> {
-        self.0.iter().find(|image| image.plan.image.device == device && image.plan.image.inode == inode)
+    pub(super) fn of_file(&self, device: u64, inode: u64) -> Option<&Image> {
+        self.0
+            .iter()
+            .find(|image| image.plan.image.device == device && image.plan.image.inode == inode)
     }
 
     /// The image of a cookie.
     #[must_use]
-    pub fn of_cookie(&self, cookie: Cookie) -> Option<&Image> {
+    pub(super) fn of_cookie(&self, cookie: Cookie) -> Option<&Image> {
         self.0.get(cookie.image() as usize)
     }
 
     /// The site of a cookie, and the type of the tasks that are born there.
     #[must_use]
-    pub fn site(&self, cookie: Cookie) -> Option<(&ProbeSite, Option<&TaskType>)> {
+    pub(super) fn site(&self, cookie: Cookie) -> Option<(&ProbeSite, Option<&TaskType>)> {
         let plan = &self.of_cookie(cookie)?.plan;
         let site = plan.sites.get(cookie.site() as usize)?;
         Some((site, site.task_type.and_then(|index| plan.task_types.get(index))))

@@ -88,7 +88,7 @@ impl Names {
         let (service, replies) =
             SymbolService::start(QUEUE_MAX, Limits::default()).context("the symbol thread can't be started")?;
         Ok(Self {
-            hide: HideTable::with_patterns(hide),
+            hide: HideTable::new(hide.iter().cloned())?,
             images: ImageTable::new(OPEN_IMAGES_MAX, vec![PathBuf::from(DEBUG_DIRECTORY)]),
             spaces: HashMap::new(),
             stacks: HashMap::new(),
@@ -101,7 +101,13 @@ impl Names {
     /// Reads a target's mappings while it lives.
     pub(super) fn see_target(&mut self, target: TargetId) {
         if let Ok(mappings) = AddressSpace::read(target.tgid(), &mut self.images) {
-            self.spaces.insert(target, Space { mappings, read_at: Instant::now() });
+            self.spaces.insert(
+                target,
+                Space {
+                    mappings,
+                    read_at: Instant::now(),
+                },
+            );
         }
     }
 
@@ -133,14 +139,19 @@ impl Names {
         }
         let site = image.and_then(|image| Some((image, image.plan.sites.get(cookie.site() as usize)?)));
         let addresses = stored.map_or(&[][..], |stack| {
-            stack.frames.get(..(stack.frames_len as usize).min(FRAMES_MAX)).unwrap_or_default()
+            stack
+                .frames
+                .get(..(stack.frames_len as usize).min(FRAMES_MAX))
+                .unwrap_or_default()
         });
         self.refresh(key.target, addresses);
         let token = Token {
             key,
             complete: stored.is_some_and(|stack| stack.walk_end == WalkEnd::Root as u32),
             kind: kind_name(cookie),
-            task_type: site.and_then(|(image, site)| Some(image.plan.task_types.get(site.task_type?)?.vtable)).unwrap_or(0),
+            task_type: site
+                .and_then(|(image, site)| Some(image.plan.task_types.get(site.task_type?)?.vtable))
+                .unwrap_or(0),
         };
         let anchor = site.map(|(image, site)| Anchor {
             image,
@@ -186,7 +197,13 @@ impl Names {
         let location = self.hide.location(&frames);
         let nowhere = ResolvedFrame::default();
         let callsite = CallsiteId::new(token.kind, token.task_type, frames.get(location).unwrap_or(&nowhere));
-        *slot = Some(StackNames { id: token.key.stack, frames, location, complete: token.complete, callsite });
+        *slot = Some(StackNames {
+            id: token.key.stack,
+            frames,
+            location,
+            complete: token.complete,
+            callsite,
+        });
     }
 
     /// Reads the mappings again where an address is in none of them, unless that was done just now.
@@ -203,10 +220,19 @@ impl Names {
     fn place(&mut self, target: TargetId, addresses: &[u64], anchor: Option<&Anchor<'_>>) -> Vec<RawFrame> {
         // The site is known from the cookie, whatever became of the process.
         let first = anchor.map(Anchor::site).or_else(|| {
-            Some(RawFrame { place: self.locate(target, *addresses.first()?, anchor), exact: true })
+            Some(RawFrame {
+                place: self.locate(target, *addresses.first()?, anchor),
+                exact: true,
+            })
         });
         let rest = addresses.iter().skip(1);
-        first.into_iter().chain(rest.map(|address| RawFrame { place: self.locate(target, *address, anchor), exact: false })).collect()
+        first
+            .into_iter()
+            .chain(rest.map(|address| RawFrame {
+                place: self.locate(target, *address, anchor),
+                exact: false,
+            }))
+            .collect()
     }
 
     fn locate(&mut self, target: TargetId, address: u64, anchor: Option<&Anchor<'_>>) -> Place {
@@ -214,9 +240,9 @@ impl Names {
             space.mappings.place(address, &mut self.images)
         });
         match place {
-            Place::Nowhere { address } => {
-                anchor.and_then(|anchor| anchor.place(address)).unwrap_or(Place::Nowhere { address })
-            }
+            Place::Nowhere { address } => anchor
+                .and_then(|anchor| anchor.place(address))
+                .unwrap_or(Place::Nowhere { address }),
             known => known,
         }
     }
@@ -233,12 +259,17 @@ struct Anchor<'a> {
 impl Anchor<'_> {
     /// The site itself.
     fn site(&self) -> RawFrame {
-        RawFrame { place: self.image.place(self.file_offset), exact: true }
+        RawFrame {
+            place: self.image.place(self.file_offset),
+            exact: true,
+        }
     }
 
     /// An address in the site's own segment; all of a segment is moved by the same distance.
     fn place(&self, address: u64) -> Option<Place> {
-        let file_offset = self.file_offset.checked_add_signed(address.wrapping_sub(self.address?).cast_signed())?;
+        let file_offset = self
+            .file_offset
+            .checked_add_signed(address.wrapping_sub(self.address?).cast_signed())?;
         let segment = self.image.segment_of(self.file_offset)?;
         segment.contains(&file_offset).then(|| self.image.place(file_offset))
     }

@@ -44,7 +44,9 @@ impl Processes {
         if let Ok(image) = ProcessImage::open(target.tgid()) {
             let file = (image.device, image.inode);
             // The file may have been replaced under its name; what is watched goes by the name it was found under.
-            let exe = images.of_file(file.0, file.1).map_or(&image.path, |known| &known.plan.path);
+            let exe = images
+                .of_file(file.0, file.1)
+                .map_or(&image.path, |known| &known.plan.path);
             let exe = exe.display().to_string();
             self.known.insert(target, Process { exe, file: Some(file) });
         }
@@ -53,8 +55,14 @@ impl Processes {
     /// Notes a process that can't be watched.
     pub(super) fn refuse(&mut self, tgid: u32, error: &anyhow::Error) {
         if self.refused.len() < REFUSED_MAX {
-            let exe = ProcessImage::open(tgid).map(|image| image.path.display().to_string()).unwrap_or_default();
-            self.refused.push(Refused { tgid, exe, reason: format!("{error:#}") });
+            let exe = ProcessImage::open(tgid)
+                .map(|image| image.path.display().to_string())
+                .unwrap_or_default();
+            self.refused.push(Refused {
+                tgid,
+                exe,
+                reason: format!("{error:#}"),
+            });
         }
     }
 

@@ -1,7 +1,8 @@
 //! The one place where names from a watched process are made harmless.
 //!
-//! In: text from symbol tables, `/proc` and ELF notes, which anybody may have written. Out: text of bounded length without
-//! characters that a terminal, a label or a line-based format would obey. It does not shorten for looks: `shorten` does.
+//! In: text from symbol tables, `/proc` and ELF notes, which anybody may have written. Out: text of bounded length
+//! without characters that a terminal, a label or a line-based format would obey. It does not shorten for looks:
+//! `shorten` does.
 
 use std::borrow::Cow;
 
@@ -45,8 +46,8 @@ pub fn is_hostile(character: char) -> bool {
                 .any(|&(first, last)| (first..=last).contains(&character)))
 }
 
-/// A name for a terminal or a metric label: hostile characters as `\n` or `\u{1b}`, at most [`NAME_CHARS_MAX`] characters
-/// of which the middle is cut out where there are more. Borrows where nothing has to change.
+/// A name for a terminal or a metric label: hostile characters as `\n` or `\u{1b}`, at most [`NAME_CHARS_MAX`]
+/// characters of which the middle is cut out where there are more. Borrows where nothing has to change.
 #[must_use]
 pub fn name(text: &str) -> Cow<'_, str> {
     let text = bound(text);
@@ -65,14 +66,26 @@ pub fn name(text: &str) -> Cow<'_, str> {
     Cow::Owned(bound(&escaped).into_owned())
 }
 
-/// A name as one frame of a folded stack: as [`name`], and `;`, which separates frames, becomes `:`.
+/// A name that [`name`] or [`code_place`] gave, as one frame of a folded stack: `;`, which separates frames, becomes
+/// `:`.
 #[must_use]
-pub fn folded_frame(text: &str) -> Cow<'_, str> {
-    let text = name(text);
+pub fn folded_frame(text: Cow<'_, str>) -> Cow<'_, str> {
     if text.contains(';') {
         Cow::Owned(text.replace(';', ":"))
     } else {
         text
+    }
+}
+
+/// What a place in code is called: its function, else `image+0xoffset`, else the bare offset; `None` where nothing is
+/// known. As harmless and about as long as [`name`].
+#[must_use]
+pub fn code_place<'a>(function: Option<&'a str>, image: Option<&str>, offset: Option<u64>) -> Option<Cow<'a, str>> {
+    match (function, image, offset) {
+        (Some(function), _, _) => Some(name(function)),
+        (None, Some(image), Some(offset)) => Some(Cow::Owned(format!("{}+{offset:#x}", name(image)))),
+        (None, None, Some(offset)) => Some(Cow::Owned(format!("{offset:#x}"))),
+        (None, _, None) => None,
     }
 }
 
@@ -129,18 +142,36 @@ mod tests {
     }
 
     #[test]
+    fn a_place_is_called_by_what_is_known() {
+        for (function, image, offset, want) in [
+            (Some("app::run"), Some("app"), Some(0x12), Some("app::run")),
+            (None, Some("app\n"), Some(0x12), Some("app\\n+0x12")),
+            (None, None, Some(0x7fff_0000), Some("0x7fff0000")),
+            (None, Some("app"), None, None),
+            (None, None, None, None),
+        ] {
+            assert_eq!(code_place(function, image, offset).as_deref(), want);
+        }
+    }
+
+    #[test]
     fn a_frame_has_no_separator() {
-        assert_eq!(folded_frame("core::array::<[u8; 4]>\n"), "core::array::<[u8: 4]>\\n");
+        assert_eq!(
+            folded_frame(name("core::array::<[u8; 4]>\n")),
+            "core::array::<[u8: 4]>\\n"
+        );
     }
 
     proptest! {
         #[test]
-        fn any_text_is_bounded_and_harmless(text in "(\\PC|\\pC|[\\x00-\\x1f\u{202a}-\u{202e}\u{200b};]|x{1,90}){0,400}") {
-            for escaped in [name(&text), folded_frame(&text)] {
+        fn any_text_is_bounded_and_harmless(
+            text in "(\\PC|\\pC|[\\x00-\\x1f\u{202a}-\u{202e}\u{200b};]|x{1,90}){0,400}",
+        ) {
+            for escaped in [name(&text), folded_frame(name(&text))] {
                 prop_assert!(escaped.chars().count() <= NAME_CHARS_MAX);
                 prop_assert!(!escaped.chars().any(is_hostile));
             }
-            prop_assert!(!folded_frame(&text).contains(';'));
+            prop_assert!(!folded_frame(name(&text)).contains(';'));
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Folded stacks, one line a stack, as `flamegraph.pl`, inferno and speedscope read them.
 //!
-//! In: a report. Out: lines `process;outermost;…;innermost;[kind type] LIVE`, sorted, identical ones merged. Processes of
-//! one executable are merged too, so that two reports of a service can be compared; `?pid=` keeps them apart. The sum of
-//! the weights is the number of live tasks. Frames are all of the stack's, runtime and inlined ones included.
+//! In: a report. Out: lines `process;outermost;…;innermost;[kind type] LIVE`, sorted, identical ones merged. Processes
+//! of one executable are merged too, so that two reports of a service can be compared; `?pid=` keeps them apart. The
+//! sum of the weights is the number of live tasks. Frames are all of the stack's, runtime and inlined ones included.
 //!
-//! Source of the format: `stackcollapse.pl` of Brendan Gregg's `FlameGraph`: frames separated by `;`, outermost first, then a
-//! space and the count.
+//! Source of the format: `stackcollapse.pl` of Brendan Gregg's `FlameGraph`: frames separated by `;`, outermost first,
+//! then a space and the count.
 
 use super::report::{CallsiteReport, Frame, Location, Report};
 use super::{RenderOptions, escape};
@@ -26,7 +26,7 @@ pub fn render(report: &Report, _options: &RenderOptions) -> Vec<u8> {
         .collect();
     let mut lines: BTreeMap<String, u64> = BTreeMap::new();
     for callsite in &report.callsites {
-        let process = escape::folded_frame(processes.get(callsite.target.as_str()).copied().unwrap_or("[unknown]"));
+        let process = folded_name(processes.get(callsite.target.as_str()).copied().unwrap_or("[unknown]"));
         let leaf = leaf(callsite);
         let mut add = |middle: &str, live: u64| {
             if live > 0 {
@@ -53,7 +53,7 @@ pub fn render(report: &Report, _options: &RenderOptions) -> Vec<u8> {
 /// The last element. It ends in a bracket, so that a type's name ending in a number is not taken for the count.
 fn leaf(callsite: &CallsiteReport) -> String {
     match &callsite.task_type {
-        Some(task_type) => format!("[{} {}]", callsite.kind, escape::folded_frame(task_type)),
+        Some(task_type) => format!("[{} {}]", callsite.kind, folded_name(task_type)),
         None => format!("[{}]", callsite.kind),
     }
 }
@@ -72,19 +72,20 @@ fn folded_frames(frames: &[Frame], complete: bool) -> String {
 }
 
 fn frame_name(frame: &Frame) -> Cow<'_, str> {
-    match (&frame.function, &frame.image) {
-        (Some(function), _) => escape::folded_frame(function),
-        (None, Some(image)) => Cow::Owned(format!("{}+{:#x}", escape::folded_frame(image), frame.offset)),
-        (None, None) => Cow::Owned(format!("{:#x}", frame.offset)),
-    }
+    // A frame has an offset, so it is always called something.
+    let place = escape::code_place(frame.function.as_deref(), frame.image.as_deref(), Some(frame.offset));
+    escape::folded_frame(place.unwrap_or_default())
 }
 
 fn folded_location(location: &Location) -> String {
-    match (&location.function, &location.image, location.offset) {
-        (Some(function), _, _) => format!("{};", escape::folded_frame(function)),
-        (None, Some(image), Some(offset)) => format!("{}+{offset:#x};", escape::folded_frame(image)),
-        _ => String::new(),
-    }
+    let place = escape::code_place(location.function.as_deref(), location.image.as_deref(), location.offset);
+    place
+        .map(|place| format!("{};", escape::folded_frame(place)))
+        .unwrap_or_default()
+}
+
+fn folded_name(name: &str) -> Cow<'_, str> {
+    escape::folded_frame(escape::name(name))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The HTTP interface: it only routes.
 //!
-//! In: requests, and what [`super::snapshot`] holds. Out: texts of the formats. A request never symbolises, never touches
-//! BPF, never waits for the event path; texts are made on a blocking thread, a few at a time.
+//! In: requests, and what [`super::snapshot`] holds. Out: texts of the formats. A request never symbolises, never
+//! touches BPF, never waits for the event path; texts are made on a blocking thread, a few at a time.
 //!
 //! Every client is bounded: so many connections, so long for a request's head, so long for a connection as a whole. A
 //! connection beyond the bound is not refused, it waits in the listener's backlog, which the kernel bounds.
@@ -96,7 +96,7 @@ pub struct Source {
 #[derive(Debug)]
 struct Shared {
     source: Source,
-    renders: Semaphore,
+    renders: Arc<Semaphore>,
 }
 
 /// Makes one of the texts.
@@ -132,13 +132,8 @@ pub async fn serve(
         connections.spawn(connection(stream, service.clone(), limits, stopped.clone(), slot));
     }
     drop(stop);
-    let drained = tokio::time::timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
-    if drained.is_err() {
-        tracing::warn!(
-            connections = connections.len(),
-            "HTTP replies under way were cut off by the shutdown"
-        );
-    }
+    // Each ends within `limits.drain`.
+    while connections.join_next().await.is_some() {}
     Ok(())
 }
 
@@ -150,7 +145,8 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> io::Result<(T
             Ok((stream, _)) => return Ok((stream, slot)),
             Err(error) => error,
         };
-        // accept(2): errors that are already pending on the new socket come out of accept, so most are no fault of the listener.
+        // accept(2): errors that are already pending on the new socket come out of accept, so most are no fault of the
+        // listener.
         match error.raw_os_error() {
             Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK) => return Err(error),
             Some(libc::ECONNABORTED | libc::ECONNRESET | libc::EINTR) => {}
@@ -190,7 +186,7 @@ async fn connection(
 fn router(source: Source) -> Router {
     let shared = Arc::new(Shared {
         source,
-        renders: Semaphore::new(RENDERS_MAX),
+        renders: Arc::new(Semaphore::new(RENDERS_MAX)),
     });
     let data = |content_type: &'static str, text: Text| {
         get(move |State(shared): State<Arc<Shared>>, parameters: Parameters| {
@@ -227,10 +223,14 @@ async fn reply(shared: Arc<Shared>, parameters: Parameters, content_type: &'stat
         Ok(filter) => filter,
         Err(sentence) => return plain(StatusCode::BAD_REQUEST, format!("{sentence}\n")),
     };
-    // Never closed; were it, the request would be served all the same.
-    let _turn = shared.renders.acquire().await;
+    let turn = Arc::clone(&shared.renders).acquire_owned().await;
     let snapshot = shared.source.snapshot.load_full();
-    let rendered = tokio::task::spawn_blocking(move || text(&snapshot, &filter)).await;
+    let rendered = tokio::task::spawn_blocking(move || {
+        // Held by the work, not by the request: a client that goes away does not make room for one more at once.
+        let _turn = turn;
+        text(&snapshot, &filter)
+    });
+    let rendered = rendered.await;
     match rendered.map_err(|error| error.to_string()).and_then(|text| text) {
         Ok(body) => typed(StatusCode::OK, content_type, body),
         Err(sentence) => {

@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, PrettyFormatter, Serializer};
 use std::io::{self, Write};
 
-/// Longest string, in characters; the rest is cut off and `…` says so. Far above any name that a person wrote, far below
-/// what a hostile symbol table holds.
+/// Longest string, in characters; the rest is cut off and `…` says so. Far above any name that a person wrote, far
+/// below what a hostile symbol table holds.
 pub const STRING_CHARS_MAX: usize = 4_096;
 
 /// The report as JSON text.
@@ -25,7 +25,8 @@ pub fn render(report: &Report, _options: &RenderOptions) -> Vec<u8> {
     let mut serializer = Serializer::with_formatter(&mut text, formatter);
     match report.serialize(&mut serializer) {
         Ok(()) => text.push(b'\n'),
-        // A Vec takes every write and the report has no map with odd keys; were it to fail, half an object would be worse than none.
+        // A Vec takes every write and the report has no map with odd keys; were it to fail, half an object would be
+        // worse than none.
         Err(_) => text.clear(),
     }
     text
@@ -166,8 +167,10 @@ mod tests {
             callsites[].location.function callsites[].location.file callsites[].location.line
             callsites[].stacks[].live callsites[].stacks[].frames
             callsites[].stacks[].frames[].function callsites[].stacks[].frames[].file callsites[].stacks[].frames[].line
-            callsites[].stacks[].frames[].image callsites[].stacks[].frames[].offset callsites[].stacks[].frames[].inlined
-            loss.events_dropped loss.live_full loss.stacks_full loss.stacks_truncated loss.unmatched_ends loss.replaced";
+            callsites[].stacks[].frames[].image callsites[].stacks[].frames[].offset
+            callsites[].stacks[].frames[].inlined
+            loss.events_dropped loss.live_full loss.stacks_full
+            loss.stacks_truncated loss.unmatched_ends loss.replaced";
         let added = "targets[].exited callsites[].location.image callsites[].location.offset
             callsites[].stacks[].spawned callsites[].stacks[].complete";
         let mut found = BTreeSet::new();

@@ -1,6 +1,7 @@
 //! Prometheus text.
 //!
-//! In: the bounded series, what was lost, leakmon's own numbers. Out: text format 0.0.4. It chooses no series: `series` does.
+//! In: the bounded series, what was lost, leakmon's own numbers. Out: text format 0.0.4. It chooses no series: `series`
+//! does.
 //!
 //! Source of the format: the Prometheus manual, "Exposition formats"; names follow its "Metric and label naming".
 
@@ -83,25 +84,37 @@ fn is_thread(labels: &Labels) -> bool {
     labels.kind == "thread"
 }
 
-/// The metrics as text. leakmon's own are left out where the filter narrows: a narrowed scrape is about one process or kind.
+/// The metrics as text. leakmon's own are left out where the filter narrows: a narrowed scrape is about one process or
+/// kind.
 ///
 /// # Errors
 ///
 /// None is known; the encoder's interface has one, and its text is what an HTTP 500 would say.
 pub fn render(table: &SeriesTable, loss: &LossReport, own: &SelfMetrics, filter: &Filter) -> Result<String, String> {
-    let series: Vec<(&Series, Vec<LabelPair>)> = table
+    let (series, mut metrics): (Vec<&Series>, Vec<Metric>) = table
         .series
         .iter()
         .filter(|series| filter.matches(series.labels.tgid, series.labels.kind))
-        .map(|series| (series, callsite_labels(&series.labels)))
-        .collect();
+        .map(|series| (series, Metric::from_label(callsite_labels(&series.labels))))
+        .unzip();
     let mut text = String::with_capacity(4_096 + series.len() * 1_024);
-    // One family after the other, so that just one has its copy of the labels in memory.
-    for metric in &CALLSITE_METRICS {
-        let samples = series.iter().filter_map(|(series, labels)| {
-            (metric.sample)(&series.labels, &series.values).map(|value| (labels.clone(), value))
-        });
-        encode(&mut text, metric.name, metric.help, metric.kind, samples.collect())?;
+    for CallsiteMetric {
+        name,
+        help,
+        kind,
+        sample,
+    } in &CALLSITE_METRICS
+    {
+        // Making the labels takes most of the time: each family in turn borrows those of the series that it has.
+        let (borrowed, samples): (Vec<usize>, Vec<Metric>) = series
+            .iter()
+            .enumerate()
+            .filter_map(|(index, series)| sample(&series.labels, &series.values).map(|value| (index, value)))
+            .map(|(index, value)| (index, with_value(std::mem::take(&mut metrics[index]), *kind, value)))
+            .unzip();
+        for (index, metric) in borrowed.into_iter().zip(encode(&mut text, name, help, *kind, samples)?) {
+            metrics[index] = metric;
+        }
     }
     if filter.is_all() {
         own_metrics(&mut text, table, loss, own)?;
@@ -109,44 +122,32 @@ pub fn render(table: &SeriesTable, loss: &LossReport, own: &SelfMetrics, filter:
     Ok(text)
 }
 
+/// What leakmon says about itself.
 fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &SelfMetrics) -> Result<(), String> {
-    let by = |label: &'static str, values: &[(&'static str, u64)]| -> Samples {
-        values
-            .iter()
-            .map(|&(value, count)| (vec![pair(label, value)], count as f64))
-            .collect()
-    };
-    let one = |count: u64| vec![(Vec::new(), count as f64)];
-    let entries: Vec<_> = own.maps.iter().map(|fill| (fill.map, fill.entries)).collect();
-    let capacities: Vec<_> = own.maps.iter().map(|fill| (fill.map, fill.capacity)).collect();
-    let sites = [("cheap", own.cheap_sites), ("slow", own.slow_sites)];
-    let version = [(env!("CARGO_PKG_VERSION"), 1)];
     let (gauge, counter) = (MetricType::GAUGE, MetricType::COUNTER);
-    let families = [
+    let one = |count: u64| vec![with_value(Metric::default(), counter, count as f64)];
+    let entries = own.maps.iter().map(|fill| (fill.map, fill.entries));
+    let capacities = own.maps.iter().map(|fill| (fill.map, fill.capacity));
+    for (name, help, kind, samples) in [
         (
             "leakmon_events_total",
-            "Events read from the kernel.",
+            EVENTS,
             counter,
-            by("kind", &own.events),
+            by(counter, "kind", own.events.iter().copied()),
         ),
         (
             "leakmon_events_dropped_total",
-            "What the programs in the kernel could not do, by reason. Live counts stay right.",
+            DROPPED,
             counter,
-            by("reason", &own.events_dropped),
+            by(counter, "reason", own.events_dropped.iter().copied()),
         ),
         (
             "leakmon_ends_unmatched_total",
-            "Ends of tasks whose birth was not counted, such as those older than the attach.",
+            UNMATCHED,
             counter,
             one(loss.unmatched_ends),
         ),
-        (
-            "leakmon_tasks_replaced_total",
-            "Tasks freed without completing, noticed when their memory was used again.",
-            counter,
-            one(loss.replaced),
-        ),
+        ("leakmon_tasks_replaced_total", REPLACED, counter, one(loss.replaced)),
         (
             "leakmon_tasks_untracked_total",
             "Births not tracked because a table was full.",
@@ -155,7 +156,7 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
         ),
         (
             "leakmon_processes_refused_total",
-            "Processes that got no series because too many others had them.",
+            REFUSED,
             counter,
             one(table.refused_processes),
         ),
@@ -163,67 +164,83 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
             "leakmon_map_entries",
             "Entries in use of a BPF map.",
             gauge,
-            by("map", &entries),
+            by(gauge, "map", entries),
         ),
         (
             "leakmon_map_capacity",
             "Entries that fit into a BPF map.",
             gauge,
-            by("map", &capacities),
+            by(gauge, "map", capacities),
         ),
         (
             "leakmon_targets",
             "Processes watched, by status.",
             gauge,
-            by("status", &own.targets),
+            by(gauge, "status", own.targets.iter().copied()),
         ),
         (
             "leakmon_probe_sites",
-            "Probe sites attached: cheap ones are emulated by the kernel, slow ones single-stepped.",
+            SITES,
             gauge,
-            by("cost", &sites),
+            by(gauge, "cost", [("cheap", own.cheap_sites), ("slow", own.slow_sites)]),
         ),
         (
             "leakmon_build_info",
             "1, with the version of leakmon.",
             gauge,
-            by("version", &version),
+            by(gauge, "version", [(env!("CARGO_PKG_VERSION"), 1)]),
         ),
-    ];
-    for (name, help, kind, samples) in families {
+    ] {
         encode(text, name, help, kind, samples)?;
     }
     Ok(())
 }
 
-type Samples = Vec<(Vec<LabelPair>, f64)>;
+const EVENTS: &str = "Events read from the kernel.";
+const DROPPED: &str = "What the programs in the kernel could not do, by reason.";
+const UNMATCHED: &str = "Ends of tasks whose birth was not counted, such as those older than the attach.";
+const REPLACED: &str = "Tasks freed without completing, noticed when their memory was used again.";
+const REFUSED: &str = "Processes that got no series because too many others had them.";
+const SITES: &str = "Probe sites attached: the kernel emulates cheap ones and single-steps slow ones.";
 
-/// Appends a family; one without a sample is left out.
-fn encode(text: &mut String, name: &str, help: &str, kind: MetricType, samples: Samples) -> Result<(), String> {
+/// A sample for each value of a label.
+fn by(kind: MetricType, label: &str, values: impl IntoIterator<Item = (&'static str, u64)>) -> Vec<Metric> {
+    let metric = |(value, count)| with_value(Metric::from_label(vec![pair(label, value)]), kind, count as f64);
+    values.into_iter().map(metric).collect()
+}
+
+/// Appends a family and gives its samples back; one without a sample is left out.
+fn encode(
+    text: &mut String,
+    name: &str,
+    help: &str,
+    kind: MetricType,
+    samples: Vec<Metric>,
+) -> Result<Vec<Metric>, String> {
     if samples.is_empty() {
-        return Ok(());
+        return Ok(samples);
     }
-    let metrics = samples.into_iter().map(|(labels, value)| {
-        let mut metric = Metric::from_label(labels);
-        if kind == MetricType::COUNTER {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        } else {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
-        }
-        metric
-    });
     let mut family = MetricFamily::default();
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());
     family.set_field_type(kind);
-    family.set_metric(metrics.collect());
-    TextEncoder::new()
-        .encode_utf8(&[family], text)
-        .map_err(|error| format!("metric {name} can't be written: {error}"))
+    family.set_metric(samples);
+    let encoded = TextEncoder::new().encode_utf8(std::slice::from_ref(&family), text);
+    encoded.map_err(|error| format!("metric {name} can't be written: {error}"))?;
+    Ok(family.take_metric())
+}
+
+fn with_value(mut metric: Metric, kind: MetricType, value: f64) -> Metric {
+    if kind == MetricType::COUNTER {
+        let mut counter = Counter::default();
+        counter.set_value(value);
+        metric.set_counter(counter);
+    } else {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        metric.set_gauge(gauge);
+    }
+    metric
 }
 
 fn callsite_labels(labels: &Labels) -> Vec<LabelPair> {

@@ -1,7 +1,8 @@
 //! One file an output format; `http` only routes.
 //!
-//! In: a [`report::Report`] and, for metrics, [`crate::self_metrics::SelfMetrics`]. Out: bytes for a terminal, a file or an
-//! HTTP client. Everything but `http` is a pure function of these: nothing here symbolises, reads a process or touches BPF.
+//! In: a [`report::Report`] and, for metrics, [`crate::self_metrics::SelfMetrics`]. Out: bytes for a terminal, a file
+//! or an HTTP client. Everything but `http` is a pure function of these: nothing here symbolises, reads a process or
+//! touches BPF.
 //!
 //! | file | makes |
 //! | --- | --- |
@@ -11,7 +12,7 @@
 //! | `plan` | a probe plan as text |
 //! | `series`, `metrics` | the bounded choice of time series, and Prometheus text |
 //! | `snapshot`, `http` | what a request may read, and the routes |
-//! | `escape`, `shorten`, `age`, `filter` | what formats share: harmless names, fitting names, durations, `?pid=` and `?kind=` |
+//! | `escape`, `shorten`, `age`, `filter` | what formats share: harmless and fitting names, durations, `?pid=`, `?kind=` |
 //!
 //! A new output is one file and one line in the table below.
 

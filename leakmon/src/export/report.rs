@@ -1,7 +1,7 @@
 //! The report: what every output format is made from.
 //!
-//! In: nothing, it is data; `daemon.rs` builds it from `live` and `symbols`. Out: the JSON contract (`"schema": 1`, fields are
-//! only ever added). It does not choose what is shown: the formats do.
+//! In: nothing, it is data; `daemon.rs` builds it from `live` and `symbols`. Out: the JSON contract (`"schema": 1`,
+//! fields are only ever added). It does not choose what is shown: the formats do.
 
 use serde::{Serialize, Serializer};
 
@@ -11,7 +11,8 @@ pub const SCHEMA: u32 = 1;
 /// Stacks of a callsite that JSON shows; the other formats use all of them.
 pub const JSON_STACKS_MAX: usize = 10;
 
-/// Everything that leakmon knows at one moment. Strings from targets are unescaped here: each format escapes for itself.
+/// Everything that leakmon knows at one moment. Strings from targets are unescaped here: each format escapes for
+/// itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// [`SCHEMA`].

@@ -133,7 +133,31 @@ pub(crate) fn busy() -> Report {
         live: 2,
     };
 
-    let mut leak = callsite(&app, "9f3c0a1b2c3d4e5f", "task");
+    let mut threads = callsite(&app, "77aa77aa77aa77aa", "thread");
+    (threads.live, threads.spawned) = (4, 4);
+    threads.task_type = None;
+    threads.oldest_seconds = Some(192.0);
+    threads.location = Location {
+        function: Some("app::Pool::start".to_owned()),
+        ..Location::default()
+    };
+
+    Report {
+        callsites: vec![leak(&app), threads, stripped(&worker), steady(&app)],
+        targets: vec![app, worker],
+        loss: LossReport {
+            events_dropped: 3,
+            unmatched_ends: 12,
+            replaced: 1,
+            ..LossReport::default()
+        },
+        ..empty()
+    }
+}
+
+/// A callsite with everything known, and three stacks: one large, one truncated, one without a live task.
+fn leak(app: &TargetReport) -> CallsiteReport {
+    let mut leak = callsite(app, "9f3c0a1b2c3d4e5f", "task");
     (leak.live, leak.spawned, leak.ended) = (43, 60, 17);
     leak.oldest_seconds = Some(9.2);
     leak.growth_per_minute = Some(120.0);
@@ -144,56 +168,46 @@ pub(crate) fn busy() -> Report {
         idle: 43,
         ..StateCounts::default()
     });
-    let closure = Frame {
-        inlined: true,
-        ..frame("app::accept::{{closure}}", "src/main.rs", 14)
-    };
-    leak.stacks = vec![
-        stack(
-            40,
-            true,
-            vec![
-                frame(
-                    "tokio::runtime::task::core::Cell<T,S>::new",
-                    "src/runtime/task/core.rs",
-                    227,
-                ),
-                Frame {
-                    inlined: true,
-                    ..frame("tokio::task::spawn::spawn", "src/task/spawn.rs", 176)
-                },
-                frame("app::accept", "src/main.rs", 12),
-                closure,
-                frame("app::main::{{closure}}", "src/main.rs", 40),
-                frame(
-                    "tokio::runtime::park::CachedParkThread::block_on",
-                    "src/runtime/park.rs",
-                    284,
-                ),
-                frame("app::main", "src/main.rs", 41),
-                frame("std::rt::lang_start::{{closure}}", "library/std/src/rt.rs", 195),
-                frame("std::rt::lang_start_internal", "library/std/src/rt.rs", 175),
-                frame("main", "src/main.rs", 38),
-                unnamed(Some("libc.so.6"), 0x2_7249),
-                frame("_start", "sysdeps/x86_64/start.S", 115),
-            ],
+    let large = vec![
+        frame(
+            "tokio::runtime::task::core::Cell<T,S>::new",
+            "src/runtime/task/core.rs",
+            227,
         ),
-        stack(
-            3,
-            false,
-            vec![frame("app::accept", "src/main.rs", 12), unnamed(None, 0x7fff_0000)],
+        Frame {
+            inlined: true,
+            ..frame("tokio::task::spawn::spawn", "src/task/spawn.rs", 176)
+        },
+        frame("app::accept", "src/main.rs", 12),
+        Frame {
+            inlined: true,
+            ..frame("app::serve::{{closure}}", "src/main.rs", 14)
+        },
+        frame("app::main::{{closure}}", "src/main.rs", 40),
+        frame(
+            "tokio::runtime::park::CachedParkThread::block_on",
+            "src/runtime/park.rs",
+            284,
         ),
-        stack(
-            0,
-            true,
-            vec![
-                frame("app::accept", "src/main.rs", 12),
-                frame("app::retired", "src/main.rs", 99),
-            ],
-        ),
+        frame("app::main", "src/main.rs", 41),
+        frame("std::rt::lang_start::{{closure}}", "library/std/src/rt.rs", 195),
+        frame("std::rt::lang_start_internal", "library/std/src/rt.rs", 175),
+        frame("main", "src/main.rs", 38),
+        unnamed(Some("libc.so.6"), 0x2_7249),
+        frame("_start", "sysdeps/x86_64/start.S", 115),
     ];
+    let accept = || frame("app::accept", "src/main.rs", 12);
+    leak.stacks = vec![
+        stack(40, true, large),
+        stack(3, false, vec![accept(), unnamed(None, 0x7fff_0000)]),
+        stack(0, true, vec![accept(), frame("app::retired", "src/main.rs", 99)]),
+    ];
+    leak
+}
 
-    let mut stripped = callsite(&worker, "11aa22bb33cc44dd", "blocking");
+/// A callsite in a stripped binary.
+fn stripped(worker: &TargetReport) -> CallsiteReport {
+    let mut stripped = callsite(worker, "11aa22bb33cc44dd", "blocking");
     (stripped.live, stripped.spawned, stripped.ended) = (2, 8, 6);
     stripped.oldest_seconds = Some(14_700.0);
     stripped.task_type = None;
@@ -207,38 +221,18 @@ pub(crate) fn busy() -> Report {
         true,
         vec![unnamed(Some("worker"), 0x1_2f40), unnamed(Some("worker"), 0x9_0010)],
     )];
+    stripped
+}
 
-    let mut threads = callsite(&app, "77aa77aa77aa77aa", "thread");
-    (threads.live, threads.spawned) = (4, 4);
-    threads.task_type = None;
-    threads.oldest_seconds = Some(192.0);
-    threads.location = Location {
-        function: Some("app::Pool::start".to_owned()),
-        ..Location::default()
-    };
-
-    let mut steady = callsite(&app, "0123456789abcdef", "task");
+/// A callsite without live tasks and with long names.
+fn steady(app: &TargetReport) -> CallsiteReport {
+    let mut steady = callsite(app, "0123456789abcdef", "task");
     (steady.spawned, steady.ended) = (414, 414);
     steady.verdict = Verdict::Steady;
-    steady.task_type = Some(
-        "app::retry::Retry<app::timeout::Timeout<app::client::fetch<alloc::string::String>::{{closure}}>, \
-         core::time::Duration>"
-            .to_owned(),
-    );
+    let inner = "app::timeout::Timeout<app::client::fetch<alloc::string::String>::{{closure}}>";
+    steady.task_type = Some(format!("app::retry::Retry<{inner}, core::time::Duration>"));
     steady.location.file = Some("src/client/connections/outgoing/retry.rs".to_owned());
-
-    Report {
-        schema: SCHEMA,
-        observed_seconds: 10.0,
-        targets: vec![app, worker],
-        callsites: vec![leak, threads, stripped, steady],
-        loss: LossReport {
-            events_dropped: 3,
-            unmatched_ends: 12,
-            replaced: 1,
-            ..LossReport::default()
-        },
-    }
+    steady
 }
 
 /// Names that try to write to the terminal, to end labels, to forge lines and frames.
@@ -264,10 +258,8 @@ pub(crate) fn hostile() -> Report {
     image.file = Some(evil.to_owned());
     callsite.stacks = vec![stack(2, true, vec![frame(evil, evil, 1), image])];
     Report {
-        schema: SCHEMA,
-        observed_seconds: 10.0,
         targets: vec![app],
         callsites: vec![callsite],
-        loss: LossReport::default(),
+        ..empty()
     }
 }

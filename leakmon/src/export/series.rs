@@ -1,18 +1,20 @@
 //! Which callsites get time series of their own, and what `callsite="other"` counts.
 //!
-//! In: one report after the other. Out: a [`SeriesTable`] each time, bounded whatever the processes do. It prints nothing.
+//! In: one report after the other. Out: a [`SeriesTable`] each time, bounded whatever the processes do. It prints
+//! nothing.
 //!
 //! A metrics server keeps every label set that it ever saw, so a process gets few: at most [`Limits::callsites`] of its
 //! own and one `other` a kind. For every process and kind these hold, as long as the process lives:
 //!
 //! 1. A callsite that was given a series keeps it.
 //! 2. No counter falls.
-//! 3. Over own series and `other`, spawned, ended and live sum to what the report has. (Were a report's counter to fall, which
-//!    it must not, rule 2 goes first until the report has caught up.)
+//! 3. Over own series and `other`, spawned, ended and live sum to what the report has. (Were a report's counter to
+//!    fall, which it must not, rule 2 goes first until the report has caught up.)
 //!
-//! A series whose function or line becomes known later changes its labels then, once; its counters go on.
+//! A series whose function or line becomes known later changes its labels then; its counters go on.
 //!
-//! A callsite may get its series after `other` has counted it. That count stays in `other`, and the new series begins at 0:
+//! A callsite may get its series after `other` has counted it. That count stays in `other`, and the new series begins
+//! at 0:
 //!
 //! ```text
 //! own series of c  = count of c − base of c           base: the count of c when it got its series
@@ -21,15 +23,14 @@
 //!
 //! So `other` is the sum over callsites without a series plus all bases: neither term falls. Live counts need no base.
 //!
-//! Who gets one: three quarters of the slots go to the first callsites that are seen, largest live count first, with base 0
-//! (nobody has counted them before). The last quarter is kept for those that matter later: verdict `leak` or `suspect`, or a
-//! live count among the process's ten highest. Else start-up code would use up all slots before the leak begins.
+//! Who gets one: three quarters of the slots go to the first callsites that are seen, largest live count first, with
+//! base 0 (nobody has counted them before). The last quarter is kept for those that matter later: verdict `leak` or
+//! `suspect`, or a live count among the process's ten highest. Else start-up code would use up all slots before the
+//! leak begins.
 
 use super::escape;
-use super::filter::KINDS;
 use super::report::{CallsiteReport, Location, Report, TargetReport, Verdict};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt::Write;
 use std::sync::Arc;
 
 /// Label of what has no series of its own.
@@ -225,15 +226,13 @@ fn shown_targets(report: &Report) -> Vec<&TargetReport> {
 }
 
 fn merge<'a>(merged: &mut BTreeMap<Key, Merged<'a>>, callsite: &'a CallsiteReport) {
-    // A kind that no table knows would be one more `other`: KINDS bounds them.
-    let Some(kind) = KINDS.into_iter().find(|kind| *kind == callsite.kind) else {
-        return;
-    };
-    let entry = merged.entry((kind, short_id(&callsite.id))).or_insert_with(|| Merged {
-        first: callsite,
-        values: Values::default(),
-        suspect: false,
-    });
+    let entry = merged
+        .entry((callsite.kind, short_id(&callsite.id)))
+        .or_insert_with(|| Merged {
+            first: callsite,
+            values: Values::default(),
+            suspect: false,
+        });
     add(
         &mut entry.values,
         &Values {
@@ -274,7 +273,8 @@ impl ProcessSeries {
             if self.own.contains_key(key) {
                 continue;
             }
-            // While open slots are left, whoever was seen before has a series, so this one is new: `other` has no count of it.
+            // While open slots are left, whoever was seen before has a series, so this one is new: `other` has no count
+            // of it.
             let base = if self.own.len() < open_slots {
                 Counters::default()
             } else if merged.suspect || (rank < RESERVED_RANKS && merged.values.live > 0) {
@@ -368,11 +368,7 @@ impl OwnSeries {
 fn known(location: &Location) -> Known {
     // The image is shown where there is no file, so it stays known.
     let file = location.file.is_some();
-    [
-        file || (location.image.is_some() && location.offset.is_some()),
-        file,
-        location.function.is_some(),
-    ]
+    [file || location.offset.is_some(), file, location.function.is_some()]
 }
 
 impl Counters {
@@ -408,17 +404,13 @@ fn labels(target: &TargetReport, kind: &'static str, callsite: String, location:
 
 /// `file:line`, or `image+0xoffset`, or nothing. The number is never cut off.
 fn place(location: &Location) -> String {
-    let mut text = String::new();
-    if let Some(file) = &location.file {
-        text.push_str(&escape::name(file));
-        if let Some(line) = location.line {
-            // Writing to a String can't fail.
-            let _ = write!(text, ":{line}");
-        }
-    } else if let (Some(image), Some(offset)) = (&location.image, location.offset) {
-        let _ = write!(text, "{}+{offset:#x}", escape::name(image));
+    match (&location.file, location.line) {
+        (Some(file), Some(line)) => format!("{}:{line}", escape::name(file)),
+        (Some(file), None) => escape::name(file).into_owned(),
+        (None, _) => escape::code_place(None, location.image.as_deref(), location.offset)
+            .unwrap_or_default()
+            .into_owned(),
     }
-    text
 }
 
 /// The id's first characters. [`OTHER`] is no id: those are hexadecimal.

@@ -78,9 +78,11 @@ fn fitting_suffix(text: &str, width: usize) -> usize {
     start
 }
 
-/// The name with `…` for all generic arguments nested deeper than `depth`; `None` where the angle brackets do not pair up.
+/// The name with `…` for all generic arguments nested deeper than `depth`; `None` where the angle brackets do not pair
+/// up.
 ///
-/// `<T as Trait>::f` begins a path, so its bracket counts for depth but is not elided at depth 0; the `>` of `->` closes nothing.
+/// `<T as Trait>::f` begins a path, so its bracket counts for depth but is not elided at depth 0; the `>` of `->`
+/// closes nothing.
 fn without_arguments(name: &str, depth: usize) -> Option<String> {
     let mut kept = String::with_capacity(name.len());
     let mut open = 0_usize;

@@ -1,7 +1,8 @@
 //! What a request may read: the latest snapshot and the event loop's heartbeat.
 //!
-//! In: a report, series and own numbers, published by the daemon's loop as one [`Snapshot`]. Out: text, made once a snapshot
-//! and shared by all who ask. A snapshot never changes, so a request never waits for the loop, nor the loop for a request.
+//! In: a report, series and own numbers, published by the daemon's loop as one [`Snapshot`]. Out: text, made once a
+//! snapshot and shared by all who ask. A snapshot never changes, so a request never waits for the loop, nor the loop
+//! for a request.
 
 use super::filter::Filter;
 use super::report::{LossReport, Report, SCHEMA};

@@ -1,11 +1,17 @@
 //! Text for a person, who may be reading it at three in the morning.
 //!
-//! In: a report and a terminal's width. Out: the processes, the callsites as the report sorts them, the stacks of the first
-//! few, and what was lost, each only where there is something to say. It sorts and judges nothing.
+//! In: a report and a terminal's width. Out: the processes, the callsites as the report sorts them, the stacks of the
+//! first few, and what was lost, each only where there is something to say. It sorts and judges nothing.
 //!
-//! Names are cut in their middle where the width is short; counts, ages, verdicts and line numbers never are. Sentences wrap.
+//! Names are cut in their middle where the width is short; counts, ages, verdicts and line numbers never are. Sentences
+//! wrap.
 
-use super::report::{CallsiteReport, EntityCounts, Frame, LossReport, Report, TargetReport, TargetStatus, Verdict};
+mod layout;
+mod spot;
+
+use self::layout::{Layout, Place};
+use self::spot::Spot;
+use super::report::{CallsiteReport, EntityCounts, LossReport, Report, TargetReport, TargetStatus, Verdict};
 use super::{RenderOptions, age, escape, shorten};
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -19,8 +25,6 @@ const FRAMES_MAX: usize = 6;
 
 /// Narrower terminals are taken to be this wide.
 const WIDTH_MIN: usize = 40;
-/// Columns that the last column needs to be of use beside the others; below that it gets lines of its own.
-const WHERE_MIN: usize = 32;
 /// Columns for a process's name.
 const PROCESS_MAX: usize = 32;
 
@@ -57,48 +61,6 @@ struct Page {
     text: String,
     width: usize,
     colour: bool,
-}
-
-/// One column of the table before the last, by its heading.
-struct Column {
-    heading: &'static str,
-    right: bool,
-    cell: fn(&CallsiteReport) -> String,
-}
-
-const fn column(heading: &'static str, right: bool, cell: fn(&CallsiteReport) -> String) -> Column {
-    Column { heading, right, cell }
-}
-
-/// In the order in which they are shown. A narrow page leaves out ENDED and KIND.
-const COLUMNS: [Column; 7] = [
-    column("PID", true, |callsite| callsite.pid.to_string()),
-    column("LIVE", true, |callsite| callsite.live.to_string()),
-    column("SPAWNED", true, |callsite| callsite.spawned.to_string()),
-    column("ENDED", true, |callsite| callsite.ended.to_string()),
-    column("OLDEST", true, |callsite| {
-        callsite.oldest_seconds.map_or_else(|| "-".to_owned(), age::human)
-    }),
-    column("VERDICT", false, |callsite| callsite.verdict.as_str().to_owned()),
-    column("KIND", false, |callsite| callsite.kind.to_owned()),
-];
-
-/// Columns that fit, with their widths, and where WHERE goes.
-struct Layout {
-    columns: Vec<(&'static Column, usize)>,
-    gap: usize,
-    place: Place,
-}
-
-/// Where a callsite's type and location are shown.
-#[derive(Clone, Copy, PartialEq)]
-enum Place {
-    /// Behind the other columns, on one line.
-    Beside(usize),
-    /// Behind the other columns, type and location below each other.
-    Stacked(usize),
-    /// On lines of their own.
-    Below,
 }
 
 impl Page {
@@ -252,19 +214,19 @@ impl Page {
         let location = Spot::of_callsite(callsite);
         match layout.place {
             Place::Beside(room) => {
-                row.push_str(&beside(type_name.as_deref(), location.as_ref(), room));
+                row.push_str(&spot::beside(type_name.as_deref(), location.as_ref(), room));
                 self.line(&row);
             }
             Place::Stacked(room) => {
                 let indent = self.width - room;
-                let mut lines = stacked(type_name.as_deref(), location.as_ref(), room).into_iter();
+                let mut lines = spot::stacked(type_name.as_deref(), location.as_ref(), room).into_iter();
                 row.push_str(&lines.next().unwrap_or_default());
                 self.line(&row);
                 lines.for_each(|line| self.line(&format!("{:indent$}{line}", "")));
             }
             Place::Below => {
                 self.line(&row);
-                for line in stacked(type_name.as_deref(), location.as_ref(), self.width - 2) {
+                for line in spot::stacked(type_name.as_deref(), location.as_ref(), self.width - 2) {
                     self.line(&format!("  {line}"));
                 }
             }
@@ -287,7 +249,10 @@ impl Page {
             let name = shorten::rust_name(&name, self.width - rank.len());
             let title = format!("{rank}{}", self.paint(BOLD, &name));
             self.line(&title);
-            self.sentence(3, &format!("callsite {}", escape::name(&callsite.id)));
+            self.sentence(
+                3,
+                &format!("callsite {}, PID {}", escape::name(&callsite.id), callsite.pid),
+            );
             if let Some(evidence) = callsite.evidence.as_deref() {
                 self.sentence(3, &escape::name(evidence));
             }
@@ -301,11 +266,20 @@ impl Page {
         let start = stack
             .frames
             .iter()
-            .position(|frame| is_location(frame, callsite))
+            .position(|frame| spot::is_location(frame, callsite))
             .unwrap_or(0);
+        let stacks = callsite.stacks.iter().filter(|stack| stack.live > 0).count();
+        let largest = if stacks > 1 {
+            format!(", the largest of {stacks} stacks")
+        } else {
+            String::new()
+        };
         self.sentence(
             3,
-            &format!("{} of {} live, innermost frame first:", stack.live, callsite.live),
+            &format!(
+                "{} of {} live{largest}, innermost frame first:",
+                stack.live, callsite.live
+            ),
         );
         for frame in stack.frames.iter().skip(start).take(FRAMES_MAX) {
             let fitted = Spot::of_frame(frame).fit(self.width - 5);
@@ -372,145 +346,11 @@ impl Page {
     }
 }
 
-impl Layout {
-    fn new(callsites: &[CallsiteReport], width: usize) -> Self {
-        let one_process = callsites.windows(2).all(|pair| pair[0].pid == pair[1].pid);
-        let widest = |column: &'static Column| {
-            let cells = callsites
-                .iter()
-                .map(|callsite| shorten::columns(&(column.cell)(callsite)));
-            (column, cells.max().unwrap_or(0).max(column.heading.len()))
-        };
-        let mut columns: Vec<_> = COLUMNS
-            .iter()
-            .filter(|column| !(one_process && column.heading == "PID"))
-            .map(widest)
-            .collect();
-        let used: usize = columns.iter().map(|(_, column)| column + 2).sum();
-        let room = width.saturating_sub(used);
-        let fits = |callsite: &CallsiteReport| {
-            let type_name = callsite.task_type.as_deref().map(escape::name);
-            let whole = beside(type_name.as_deref(), Spot::of_callsite(callsite).as_ref(), usize::MAX);
-            shorten::columns(&whole) <= room
-        };
-        if callsites.iter().all(fits) {
-            return Self {
-                columns,
-                gap: 2,
-                place: Place::Beside(room),
-            };
-        }
-        if room >= WHERE_MIN {
-            return Self {
-                columns,
-                gap: 2,
-                place: Place::Stacked(room),
-            };
-        }
-        for dispensable in ["ENDED", "KIND"] {
-            if columns.iter().map(|(_, column)| column + 1).sum::<usize>() > width + 1 {
-                columns.retain(|(column, _)| column.heading != dispensable);
-            }
-        }
-        Self {
-            columns,
-            gap: 1,
-            place: Place::Below,
-        }
-    }
-}
-
 /// Appends a cell, padded to its width, and the gap behind it.
 fn pad(row: &mut String, cell: &str, width: usize, right: bool, gap: usize) {
     let fill = width.saturating_sub(shorten::columns(cell));
     let (before, after) = if right { (fill, gap) } else { (0, fill + gap) };
     let _ = write!(row, "{:before$}{cell}{:after$}", "", "");
-}
-
-/// Type and location on one line of at most `room` columns.
-fn beside(type_name: Option<&str>, location: Option<&Spot<'_>>, room: usize) -> String {
-    match (type_name, location) {
-        (Some(type_name), Some(spot)) => format!("{type_name} spawned in {}", spot.fit(usize::MAX)),
-        (Some(type_name), None) => shorten::rust_name(type_name, room).into_owned(),
-        (None, Some(spot)) => spot.fit(room),
-        (None, None) => "unknown".to_owned(),
-    }
-}
-
-/// Type and location on a line each, of at most `room` columns.
-fn stacked(type_name: Option<&str>, location: Option<&Spot<'_>>, room: usize) -> Vec<String> {
-    const BEFORE: &str = "in ";
-    match (type_name, location) {
-        (Some(type_name), Some(spot)) => vec![
-            shorten::rust_name(type_name, room).into_owned(),
-            format!("{BEFORE}{}", spot.fit(room - BEFORE.len())),
-        ],
-        _ => vec![beside(type_name, location, room)],
-    }
-}
-
-/// A place in code, as far as it is known, escaped.
-struct Spot<'a> {
-    /// Function; else image and offset.
-    name: Cow<'a, str>,
-    /// `file:line`.
-    line: Option<String>,
-}
-
-impl<'a> Spot<'a> {
-    fn of_callsite(callsite: &'a CallsiteReport) -> Option<Self> {
-        let location = &callsite.location;
-        let name = match (&location.function, &location.image, location.offset) {
-            (Some(function), _, _) => escape::name(function),
-            (None, Some(image), Some(offset)) => Cow::Owned(format!("{}+{offset:#x}", escape::name(image))),
-            _ => return None,
-        };
-        Some(Self {
-            name,
-            line: file_line(location.file.as_deref(), location.line),
-        })
-    }
-
-    fn of_frame(frame: &'a Frame) -> Self {
-        let name = match (&frame.function, &frame.image) {
-            (Some(function), _) => escape::name(function),
-            (None, Some(image)) => Cow::Owned(format!("{}+{:#x}", escape::name(image), frame.offset)),
-            (None, None) => Cow::Owned(format!("{:#x}", frame.offset)),
-        };
-        Self {
-            name,
-            line: file_line(frame.file.as_deref(), frame.line),
-        }
-    }
-
-    /// `name at file:line` in at most `room` columns; the end of the file's name and the line stay.
-    fn fit(&self, room: usize) -> String {
-        const AT: &str = " at ";
-        let Some(line) = &self.line else {
-            return shorten::rust_name(&self.name, room).into_owned();
-        };
-        let name_columns = shorten::columns(&self.name);
-        let both = room.saturating_sub(AT.len());
-        let for_line = both.saturating_sub(name_columns).max(both / 2);
-        let line = shorten::middle(line, for_line);
-        let name = shorten::rust_name(&self.name, both - shorten::columns(&line));
-        format!("{name}{AT}{line}")
-    }
-}
-
-fn file_line(file: Option<&str>, line: Option<u32>) -> Option<String> {
-    let file = escape::name(file?);
-    Some(line.map_or_else(|| file.to_string(), |line| format!("{file}:{line}")))
-}
-
-/// Whether the frame is the one that gave the callsite its location.
-fn is_location(frame: &Frame, callsite: &CallsiteReport) -> bool {
-    let location = &callsite.location;
-    if location.function.is_some() {
-        frame.function == location.function && frame.file == location.file && frame.line == location.line
-    } else {
-        frame.image == location.image && Some(frame.offset) == location.offset
-    }
 }
 
 #[cfg(test)]

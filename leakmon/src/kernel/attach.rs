@@ -16,9 +16,12 @@ use std::{
     path::PathBuf,
 };
 
-pub(super) const BIRTH: &str = "task_birth";
-pub(super) const END: &str = "task_end";
-pub(super) const EMPTY: &str = "empty";
+const BIRTH: &str = "task_birth";
+const END: &str = "task_end";
+const ENTRY: &str = "process_entry";
+const EMPTY: &str = "empty";
+/// All programs that are attached to images.
+pub(super) const PROGRAMS: [&str; 4] = [BIRTH, END, ENTRY, EMPTY];
 
 /// Links of all attached sites. Closing one takes a kernel grace period, so they are closed off the main path
 /// (`detach`).
@@ -49,9 +52,16 @@ pub fn cookie(plan: &ProbePlan, index: usize, image: ImageNumber) -> Option<Cook
     let site = plan.sites.get(index)?;
     let site_number = u32::try_from(index).ok().filter(|number| *number < Cookie::SITES_MAX)?;
     let number = Some(image.number).filter(|number| *number < Cookie::IMAGES_MAX)?;
-    let kind = site.task_type.and_then(|index| plan.task_types.get(index)).map_or(Kind::Task, |task_type| task_type.kind);
+    let kind = site
+        .task_type
+        .and_then(|index| plan.task_types.get(index))
+        .map_or(Kind::Task, |task_type| task_type.kind);
     let cookie = Cookie::new(site.register, site.role, site.condition, kind, site_number, number);
-    Some(if image.every_process { cookie.for_every_process() } else { cookie })
+    Some(if image.every_process {
+        cookie.for_every_process()
+    } else {
+        cookie
+    })
 }
 
 impl Kernel {
@@ -75,8 +85,13 @@ impl Kernel {
                 let attached = verify(site, file).and_then(|()| {
                     let cookie = cookie(plan, index, image).ok_or("the plan has too many sites")?;
                     let location = UProbeAttachLocation::AbsoluteOffset(site.file_offset);
-                    let point = UProbeAttachPoint { location, cookie: Some(cookie.0) };
-                    let id = uprobe.attach(point, &path, UProbeScope::AllProcesses).map_err(|error| chain(&error))?;
+                    let point = UProbeAttachPoint {
+                        location,
+                        cookie: Some(cookie.0),
+                    };
+                    let id = uprobe
+                        .attach(point, &path, UProbeScope::AllProcesses)
+                        .map_err(|error| chain(&error))?;
                     uprobe.take_link(id).map_err(|error| chain(&error))
                 });
                 match attached {
@@ -89,6 +104,23 @@ impl Kernel {
             }
         }
         Ok(outcome)
+    }
+
+    /// Attaches the program that stops a held process at its entry point, which is at this offset of the file.
+    ///
+    /// # Errors
+    /// Where the kernel refuses it.
+    pub fn attach_entry(&mut self, file: &File, file_offset: u64) -> Result<(), KernelError> {
+        let uprobe: &mut UProbe = program(&mut self.ebpf, ENTRY)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let location = UProbeAttachLocation::AbsoluteOffset(file_offset);
+        let link = uprobe
+            .attach(location, path, UProbeScope::AllProcesses)
+            .and_then(|id| uprobe.take_link(id));
+        self.links
+            .0
+            .push(link.map_err(|error| KernelError::Program(ENTRY, error))?);
+        Ok(())
     }
 
     /// How many sites are attached.
@@ -104,7 +136,10 @@ fn verify(site: &ProbeSite, file: &File) -> Result<(), String> {
         return Err(format!("the plan has no instruction at offset {:#x}", site.file_offset));
     }
     if site.condition != Condition::Always && !site.cheap {
-        return Err(format!("the site at offset {:#x} has a condition but is no branch", site.file_offset));
+        return Err(format!(
+            "the site at offset {:#x} has a condition but is no branch",
+            site.file_offset
+        ));
     }
     let mut found = vec![0; site.bytes.len()];
     file.read_exact_at(&mut found, site.file_offset)

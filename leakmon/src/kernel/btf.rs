@@ -91,7 +91,9 @@ struct Btf<'a> {
 impl<'a> Btf<'a> {
     fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
         let word = |at: usize| u32_at(bytes, at).ok_or(BtfError::Malformed("the header is cut off"));
-        let magic = bytes.get(..2).and_then(|magic| Some(u16::from_le_bytes(magic.try_into().ok()?)));
+        let magic = bytes
+            .get(..2)
+            .and_then(|magic| Some(u16::from_le_bytes(magic.try_into().ok()?)));
         if magic != Some(MAGIC) {
             return Err(BtfError::Malformed("the magic number is wrong"));
         }
@@ -140,15 +142,26 @@ impl<'a> Btf<'a> {
             _ => 0,
         };
         let tail = self.types.get(at + 12..at + 12 + tail_len)?;
-        Some(Record { name, kind, has_bit_fields: info >> 31 != 0, tail, len: 12 + tail_len })
+        Some(Record {
+            name,
+            kind,
+            has_bit_fields: info >> 31 != 0,
+            tail,
+            len: 12 + tail_len,
+        })
     }
 
     fn member(&self, record: &Record<'_>, member: &str) -> Option<u64> {
         record.tail.chunks_exact(12).find_map(|entry| {
             let offset_bits = u32_at(entry, 8)?;
             // With bit fields the upper eight bits are the field's size.
-            let offset_bits = if record.has_bit_fields { offset_bits & 0x00ff_ffff } else { offset_bits };
-            self.is_named(u32_at(entry, 0)?, member).then(|| u64::from(offset_bits / 8))
+            let offset_bits = if record.has_bit_fields {
+                offset_bits & 0x00ff_ffff
+            } else {
+                offset_bits
+            };
+            self.is_named(u32_at(entry, 0)?, member)
+                .then(|| u64::from(offset_bits / 8))
         })
     }
 
@@ -182,12 +195,19 @@ mod tests {
 
     fn name(wanted: &str) -> u32 {
         let quoted = format!("\0{wanted}\0");
-        let at = STRINGS.windows(quoted.len()).position(|window| window == quoted.as_bytes()).unwrap();
+        let at = STRINGS
+            .windows(quoted.len())
+            .position(|window| window == quoted.as_bytes())
+            .unwrap();
         at as u32 + 1
     }
 
     fn structure(name_at: u32, has_bit_fields: bool, members: &[(u32, u32)]) -> Vec<u32> {
-        let mut words = vec![name_at, KIND_STRUCT << 24 | u32::from(has_bit_fields) << 31 | members.len() as u32, 64];
+        let mut words = vec![
+            name_at,
+            KIND_STRUCT << 24 | u32::from(has_bit_fields) << 31 | members.len() as u32,
+            64,
+        ];
         for (member, offset_bits) in members {
             words.extend([*member, 1, *offset_bits]);
         }
@@ -197,12 +217,22 @@ mod tests {
     fn sample() -> Vec<u8> {
         let mut words = vec![name("int"), KIND_INT << 24, 4, 0];
         // A bit field's size is in the upper byte, and must not end up in the offset.
-        words.extend(structure(name("task_struct"), true, &[(name("tgid"), 0x0100_0000 | 320), (name("signal"), 640)]));
+        words.extend(structure(
+            name("task_struct"),
+            true,
+            &[(name("tgid"), 0x0100_0000 | 320), (name("signal"), 640)],
+        ));
         words.extend(structure(name("signal_struct"), false, &[(name("live"), 64)]));
         let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut bytes = MAGIC.to_le_bytes().to_vec();
         bytes.extend([1, 0]);
-        for word in [HEADER_LEN as u32, 0, types.len() as u32, types.len() as u32, STRINGS.len() as u32] {
+        for word in [
+            HEADER_LEN as u32,
+            0,
+            types.len() as u32,
+            types.len() as u32,
+            STRINGS.len() as u32,
+        ] {
             bytes.extend(word.to_le_bytes());
         }
         bytes.extend(types);
@@ -213,7 +243,14 @@ mod tests {
     #[test]
     fn members_are_found() {
         let offsets = KernelOffsets::from_bytes(&sample()).unwrap();
-        assert_eq!(offsets, KernelOffsets { task_tgid: 40, task_signal: 80, signal_live: 8 });
+        assert_eq!(
+            offsets,
+            KernelOffsets {
+                task_tgid: 40,
+                task_signal: 80,
+                signal_live: 8
+            }
+        );
     }
 
     #[test]
@@ -235,7 +272,10 @@ mod tests {
     fn the_running_kernel_is_understood_where_it_shows_its_types() {
         if Path::new(VMLINUX).exists() {
             let offsets = KernelOffsets::of_running_kernel().unwrap();
-            assert!(offsets.task_tgid > 0 && offsets.task_signal > 0 && offsets.signal_live > 0, "{offsets:?}");
+            assert!(
+                offsets.task_tgid > 0 && offsets.task_signal > 0 && offsets.signal_live > 0,
+                "{offsets:?}"
+            );
         }
     }
 

@@ -90,36 +90,91 @@ pub enum Event {
         /// When.
         time_ns: u64,
     },
+    /// A walk met code without a table.
+    Miss {
+        /// Whose mappings should be looked at again.
+        target: TargetId,
+    },
+    /// A command stands at its entry point, stopped.
+    Held {
+        /// Who.
+        target: TargetId,
+    },
 }
 
 impl Event {
     /// Names of the kinds, in the order of [`Self::kind_index`]; label values of `leakmon_events_total`.
-    pub const KINDS: [&'static str; 8] = ["stack", "changed", "target", "exec", "exit", "fork", "birth", "end"];
+    pub const KINDS: [&'static str; 10] = [
+        "stack", "changed", "target", "exec", "exit", "fork", "birth", "end", "miss", "held",
+    ];
 
     /// Parses one record.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let record = Record::read_from_bytes(bytes).ok()?;
-        let Record { kind, tid, time_ns, target, stack, first, second } = record;
+        let Record {
+            kind,
+            tid,
+            time_ns,
+            target,
+            stack,
+            first,
+            second,
+        } = record;
         let target = TargetId(target);
         let known = |id: u64| (id != 0).then_some(TargetId(id));
         let is = |wanted: RecordKind| kind == wanted as u32;
         Some(if is(RecordKind::Stack) {
-            Self::Stack { target, stack, cookie: Cookie(first), time_ns }
+            Self::Stack {
+                target,
+                stack,
+                cookie: Cookie(first),
+                time_ns,
+            }
         } else if is(RecordKind::Changed) {
-            Self::Changed { target, stack, born: first, ended: second, time_ns }
+            Self::Changed {
+                target,
+                stack,
+                born: first,
+                ended: second,
+                time_ns,
+            }
         } else if is(RecordKind::Target) {
             Self::Target { target, time_ns }
         } else if is(RecordKind::Exec) {
-            Self::Exec { target: known(target.0), before: known(first), tgid: u32::try_from(second).ok()?, time_ns }
+            Self::Exec {
+                target: known(target.0),
+                before: known(first),
+                tgid: u32::try_from(second).ok()?,
+                time_ns,
+            }
         } else if is(RecordKind::Exit) {
             Self::Exit { target, time_ns }
         } else if is(RecordKind::Fork) {
-            Self::Fork { tgid: u32::try_from(first).ok()?, time_ns }
+            Self::Fork {
+                tgid: u32::try_from(first).ok()?,
+                time_ns,
+            }
         } else if is(RecordKind::Birth) {
-            Self::Birth { target, stack, header: first, tid, time_ns }
+            Self::Birth {
+                target,
+                stack,
+                header: first,
+                tid,
+                time_ns,
+            }
         } else if is(RecordKind::End) {
-            Self::End { target, stack, header: first, tid, time_ns }
+            Self::End {
+                target,
+                stack,
+                header: first,
+                tid,
+                time_ns,
+            }
+        } else if is(RecordKind::Miss) {
+            Self::Miss { target }
+        } else if is(RecordKind::Held) {
+            Self::Held { target }
         } else {
             return None;
         })
@@ -137,6 +192,8 @@ impl Event {
             Self::Fork { .. } => RecordKind::Fork,
             Self::Birth { .. } => RecordKind::Birth,
             Self::End { .. } => RecordKind::End,
+            Self::Miss { .. } => RecordKind::Miss,
+            Self::Held { .. } => RecordKind::Held,
         };
         kind as usize
     }
@@ -149,7 +206,15 @@ mod tests {
     use zerocopy::IntoBytes;
 
     fn record(kind: u32) -> Record {
-        Record { kind, tid: 7, time_ns: 100, target: 5, stack: 9, first: 3, second: 2 }
+        Record {
+            kind,
+            tid: 7,
+            time_ns: 100,
+            target: 5,
+            stack: 9,
+            first: 3,
+            second: 2,
+        }
     }
 
     #[test]
@@ -164,11 +229,34 @@ mod tests {
     fn fields_land_where_they_belong() {
         let parse = |kind: RecordKind| Event::parse(record(kind as u32).as_bytes()).unwrap();
         let target = TargetId(5);
-        assert_eq!(parse(RecordKind::Changed), Event::Changed { target, stack: 9, born: 3, ended: 2, time_ns: 100 });
-        let exec = Event::Exec { target: Some(target), before: Some(TargetId(3)), tgid: 2, time_ns: 100 };
+        assert_eq!(
+            parse(RecordKind::Changed),
+            Event::Changed {
+                target,
+                stack: 9,
+                born: 3,
+                ended: 2,
+                time_ns: 100
+            }
+        );
+        let exec = Event::Exec {
+            target: Some(target),
+            before: Some(TargetId(3)),
+            tgid: 2,
+            time_ns: 100,
+        };
         assert_eq!(parse(RecordKind::Exec), exec);
         assert_eq!(parse(RecordKind::Fork), Event::Fork { tgid: 3, time_ns: 100 });
-        assert_eq!(parse(RecordKind::End), Event::End { target, stack: 9, header: 3, tid: 7, time_ns: 100 });
+        assert_eq!(
+            parse(RecordKind::End),
+            Event::End {
+                target,
+                stack: 9,
+                header: 3,
+                tid: 7,
+                time_ns: 100
+            }
+        );
     }
 
     #[test]

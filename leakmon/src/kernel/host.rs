@@ -8,10 +8,22 @@ use std::path::Path;
 
 /// What leakmon needs, by its bit in `CapEff` (`include/uapi/linux/capability.h`), and what for.
 const CAPABILITIES: [(u32, &str, &str); 4] = [
-    (21, "CAP_SYS_ADMIN", "attach probes: current kernels ask for it for every uprobe"),
+    (
+        21,
+        "CAP_SYS_ADMIN",
+        "attach probes: current kernels ask for it for every uprobe",
+    ),
     (39, "CAP_BPF", "load BPF programs and maps"),
-    (38, "CAP_PERFMON", "let BPF programs read memory and attach to perf events"),
-    (19, "CAP_SYS_PTRACE", "read the maps and the executable of processes of other users"),
+    (
+        38,
+        "CAP_PERFMON",
+        "let BPF programs read memory and attach to perf events",
+    ),
+    (
+        19,
+        "CAP_SYS_PTRACE",
+        "read the maps and the executable of processes of other users",
+    ),
 ];
 
 /// The capability that stands for all others: without it nothing works.
@@ -44,7 +56,9 @@ pub(super) fn require_capabilities() -> Result<(), KernelError> {
     if effective.is_none_or(|effective| effective >> SYS_ADMIN & 1 != 0) {
         return Ok(());
     }
-    Err(KernelError::Capability("CAP_SYS_ADMIN (to attach probes) and CAP_BPF (to load BPF programs)"))
+    Err(KernelError::Capability(
+        "CAP_SYS_ADMIN (to attach probes) and CAP_BPF (to load BPF programs)",
+    ))
 }
 
 fn effective_capabilities() -> Option<u64> {
@@ -69,14 +83,20 @@ pub fn examine() -> Vec<Check> {
 }
 
 fn check(subject: &str, finding: Finding) -> Check {
-    Check { subject: subject.to_owned(), finding }
+    Check {
+        subject: subject.to_owned(),
+        finding,
+    }
 }
 
 fn architecture() -> Check {
     let finding = if cfg!(target_arch = "x86_64") {
         Finding::Fine("x86-64".to_owned())
     } else {
-        Finding::Broken(format!("{} is not supported: leakmon needs x86-64", std::env::consts::ARCH))
+        Finding::Broken(format!(
+            "{} is not supported: leakmon needs x86-64",
+            std::env::consts::ARCH
+        ))
     };
     check("processor", finding)
 }
@@ -86,7 +106,9 @@ fn capabilities() -> Vec<Check> {
     let one = |(bit, name, purpose): (u32, &str, &str)| {
         let finding = match effective {
             Some(effective) if effective >> bit & 1 != 0 => Finding::Fine("held".to_owned()),
-            Some(_) => Finding::Broken(format!("missing: needed to {purpose}; run leakmon as root, or grant it")),
+            Some(_) => Finding::Broken(format!(
+                "missing: needed to {purpose}; run leakmon as root, or grant it"
+            )),
             None => Finding::Lacking("not known: /proc/self/status can't be read".to_owned()),
         };
         check(name, finding)
@@ -113,7 +135,9 @@ fn uprobes() -> Check {
 }
 
 fn programs() -> Check {
-    let tried = object::embedded().map_err(KernelError::from).and_then(|_| Kernel::load_for_trial(Settings::default()));
+    let tried = object::embedded()
+        .map_err(KernelError::from)
+        .and_then(|_| Kernel::load_for_trial(Settings::default()));
     let finding = match tried {
         Ok(()) => Finding::Fine("accepted by this kernel".to_owned()),
         Err(error) => Finding::Broken(error.to_string()),

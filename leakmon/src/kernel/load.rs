@@ -8,6 +8,7 @@ use super::{
     object::{self, ObjectError},
     ring::EventRing,
     tables::Table,
+    unwind::TableMaps,
 };
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -15,9 +16,10 @@ use aya::{
     programs::{ProgramError, RawTracePoint, TestRun, UProbe},
 };
 use leakmon_ebpf::abi::{
-    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, Loss, RING_BYTES, STACKS_ENTRIES_MAX, Stack, TargetEntry,
-    TargetId, Totals,
+    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, Loss, RING_BYTES, STACKS_ENTRIES_MAX, Stack,
+    TargetEntry, TargetId, Totals,
 };
+use leakmon_ebpf::rows::ProcessMappings;
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// What the programs are loaded with. Entry counts are bounds of the maps.
@@ -108,11 +110,7 @@ const TRACEPOINTS: [(&str, &str); 3] = [
 
 const SWEEP: &str = "sweep_live";
 
-/// In `WATCHED`: descendants are watched too (`FOLLOW` in `leakmon-ebpf/src/maps.rs`).
-const FOLLOW: u32 = 1;
-
 /// Loaded programs, their maps and their links. Dropping it detaches everything.
-
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
     pub(super) links: Links,
@@ -123,6 +121,8 @@ pub struct Kernel {
     totals: Table<u64, Totals, 8, { size_of::<Totals>() }>,
     watched: Table<u32, u32, 4, 4>,
     purged: Table<u64, u32, 8, 4>,
+    pub(super) mappings: Table<u32, ProcessMappings, 4, { size_of::<ProcessMappings>() }>,
+    pub(super) tables: TableMaps,
     loss: PerCpuArray<MapData, u64>,
     sweeps: u64,
 }
@@ -148,6 +148,8 @@ impl Kernel {
             totals: Table::take(&mut ebpf, "TOTALS")?,
             watched: Table::take(&mut ebpf, "WATCHED")?,
             purged: Table::take(&mut ebpf, "PURGED")?,
+            mappings: Table::take(&mut ebpf, "MAPPINGS")?,
+            tables: TableMaps::take(&mut ebpf)?,
             loss: PerCpuArray::try_from(loss).map_err(|error| KernelError::Map("LOSS", error))?,
             links: Links::default(),
             ebpf,
@@ -165,18 +167,26 @@ impl Kernel {
         load_ebpf(settings).map(drop)
     }
 
-    /// Watches a process by its number, with its descendants where `follow` says so.
+    /// Watches a process by its number; `flags` are [`leakmon_ebpf::abi::FOLLOW`] and [`leakmon_ebpf::abi::HOLD`].
     ///
     /// # Errors
     /// Where too many processes are watched already.
-    pub fn watch(&mut self, tgid: u32, follow: bool) -> Result<(), KernelError> {
-        let flags = if follow { FOLLOW } else { 0 };
-        self.watched.insert(&tgid, &flags).map_err(|error| KernelError::Map("WATCHED", error))
+    pub fn watch(&mut self, tgid: u32, flags: u32) -> Result<(), KernelError> {
+        self.watched
+            .insert(&tgid, &flags)
+            .map_err(|error| KernelError::Map("WATCHED", error))
     }
 
     /// Stops watching a process. What was counted stays.
     pub fn unwatch(&mut self, tgid: u32) {
         self.watched.remove(&tgid);
+    }
+
+    /// Stops watching processes by number, so that none is held that nobody would let go.
+    pub fn unwatch_all(&mut self) {
+        for (tgid, _) in self.watched.entries() {
+            self.watched.remove(&tgid);
+        }
     }
 
     /// Makes a process a target from `now_ns` on, unless a hit has done so already.
@@ -185,13 +195,25 @@ impl Kernel {
     /// Where there are too many targets.
     pub fn begin_target(&mut self, tgid: u32, now_ns: u64) -> Result<TargetId, KernelError> {
         let target = TargetId::new(tgid, now_ns);
-        let entry = TargetEntry { target: target.0, since_ns: now_ns };
+        let entry = TargetEntry {
+            target: target.0,
+            since_ns: now_ns,
+        };
         if self.targets.insert_new(&tgid, &entry).is_ok() {
-            let totals = Totals { unmatched_ends: 0, replaced: 0, untracked: 0 };
-            self.totals.insert(&target.0, &totals).map_err(|error| KernelError::Map("TOTALS", error))?;
+            let totals = Totals {
+                unmatched_ends: 0,
+                replaced: 0,
+                untracked: 0,
+            };
+            self.totals
+                .insert(&target.0, &totals)
+                .map_err(|error| KernelError::Map("TOTALS", error))?;
             return Ok(target);
         }
-        let stored = self.targets.get(&tgid).ok_or(KernelError::TooManyTargets(self.targets.capacity()))?;
+        let stored = self
+            .targets
+            .get(&tgid)
+            .ok_or(KernelError::TooManyTargets(self.targets.capacity()))?;
         Ok(TargetId(stored.target))
     }
 
@@ -223,7 +245,9 @@ impl Kernel {
     #[must_use]
     pub fn loss(&self) -> [u64; Loss::ALL.len()] {
         let of_reason = |reason: Loss| {
-            self.loss.get(&(reason as u32), 0).map_or(0, |per_processor| per_processor.iter().sum())
+            self.loss
+                .get(&(reason as u32), 0)
+                .map_or(0, |per_processor| per_processor.iter().sum())
         };
         Loss::ALL.map(of_reason)
     }
@@ -239,7 +263,9 @@ impl Kernel {
         let program: &mut RawTracePoint = program(&mut self.ebpf, SWEEP)?;
         let mut options = aya::programs::RawTracePointRunOptions::new();
         options.args[0] = number;
-        program.test_run(options).map_err(|error| KernelError::Program(SWEEP, error))?;
+        program
+            .test_run(options)
+            .map_err(|error| KernelError::Program(SWEEP, error))?;
         Ok(number)
     }
 
@@ -304,14 +330,16 @@ fn load_object(object: &[u8], settings: Settings, offsets: KernelOffsets) -> Res
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
-    for name in [super::attach::BIRTH, super::attach::END, super::attach::EMPTY] {
+    for name in super::attach::PROGRAMS {
         let program: &mut UProbe = program(ebpf, name)?;
         program.load().map_err(|error| KernelError::Program(name, error))?;
     }
     for (name, tracepoint) in TRACEPOINTS {
         let program: &mut RawTracePoint = program(ebpf, name)?;
         program.load().map_err(|error| KernelError::Program(name, error))?;
-        program.attach(tracepoint).map_err(|error| KernelError::Program(name, error))?;
+        program
+            .attach(tracepoint)
+            .map_err(|error| KernelError::Program(name, error))?;
     }
     let sweep: &mut RawTracePoint = program(ebpf, SWEEP)?;
     sweep.load().map_err(|error| KernelError::Program(SWEEP, error))

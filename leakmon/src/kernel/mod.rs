@@ -13,5 +13,6 @@ pub mod load;
 pub mod object;
 pub mod ring;
 pub mod tables;
+pub mod unwind;
 
 pub use load::{Kernel, KernelError, Settings};

@@ -11,7 +11,6 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub const DRAIN_MAX: usize = 4096;
 
 /// The reading end of the ring.
-
 pub struct EventRing {
     ring: AsyncFd<Ring>,
     /// Records that were no event of this version.

@@ -31,7 +31,11 @@ where
         let map = ebpf.take_map(name).ok_or(KernelError::NoMap(name))?;
         let map = HashMap::try_from(map).map_err(|error| KernelError::Map(name, error))?;
         let capacity = info(&map).map_err(|error| KernelError::Map(name, error))?;
-        Ok(Self { map, capacity, types: PhantomData })
+        Ok(Self {
+            map,
+            capacity,
+            types: PhantomData,
+        })
     }
 
     /// Value of a key; `None` where there is none.
@@ -58,7 +62,10 @@ where
 
     fn put(&mut self, key: &K, value: &V, flags: u64) -> Result<(), MapError> {
         let (Some(key), Some(value)) = (to_array(key), to_array(value)) else {
-            return Err(MapError::OutOfBounds { index: 0, max_entries: self.capacity });
+            return Err(MapError::OutOfBounds {
+                index: 0,
+                max_entries: self.capacity,
+            });
         };
         self.map.insert(key, value, flags)
     }
@@ -76,7 +83,12 @@ where
             Some((K::read_from_bytes(&key).ok()?, V::read_from_bytes(&value).ok()?))
         };
         // The bound is the map's own: a key iteration that restarts can't go on for ever.
-        self.map.iter().take(self.capacity as usize).filter_map(Result::ok).filter_map(parse).collect()
+        self.map
+            .iter()
+            .take(self.capacity as usize)
+            .filter_map(Result::ok)
+            .filter_map(parse)
+            .collect()
     }
 
     /// Entries that fit.
@@ -89,9 +101,7 @@ fn to_array<const N: usize>(value: &(impl IntoBytes + Immutable)) -> Option<[u8;
     value.as_bytes().try_into().ok()
 }
 
-fn info<const KEY: usize, const VALUE: usize>(
-    map: &HashMap<MapData, [u8; KEY], [u8; VALUE]>,
-) -> Result<u32, MapError> {
+fn info<const KEY: usize, const VALUE: usize>(map: &HashMap<MapData, [u8; KEY], [u8; VALUE]>) -> Result<u32, MapError> {
     use aya::maps::IterableMap;
     Ok(map.map().info()?.max_entries())
 }

@@ -75,21 +75,41 @@ pub struct Refused {
 
 impl Default for Live {
     fn default() -> Self {
-        Self { targets: BTreeMap::new(), stacks: HashMap::new(), refused: Refused::default(), forgotten: NO_TOTALS }
+        Self {
+            targets: BTreeMap::new(),
+            stacks: HashMap::new(),
+            refused: Refused::default(),
+            forgotten: NO_TOTALS,
+        }
     }
 }
 
-const NO_TOTALS: Totals = Totals { unmatched_ends: 0, replaced: 0, untracked: 0 };
+const NO_TOTALS: Totals = Totals {
+    unmatched_ends: 0,
+    replaced: 0,
+    untracked: 0,
+};
 
 impl Live {
     /// Takes one event.
     pub fn apply(&mut self, event: &Event) {
         match *event {
-            Event::Stack { target, stack, cookie, time_ns } => {
+            Event::Stack {
+                target,
+                stack,
+                cookie,
+                time_ns,
+            } => {
                 self.target(target, time_ns);
                 self.raise(StackKey { target, stack }, cookie, 1, 0);
             }
-            Event::Changed { target, stack, born, ended, .. } => {
+            Event::Changed {
+                target,
+                stack,
+                born,
+                ended,
+                ..
+            } => {
                 if let Some(count) = self.stacks.get_mut(&StackKey { target, stack }) {
                     count.born = count.born.max(born);
                     count.ended = count.ended.max(ended);
@@ -98,7 +118,12 @@ impl Live {
             Event::Target { target, time_ns } => {
                 self.target(target, time_ns);
             }
-            Event::Exec { target, before, time_ns, .. } => {
+            Event::Exec {
+                target,
+                before,
+                time_ns,
+                ..
+            } => {
                 if let Some(before) = before {
                     self.exited(before, time_ns);
                 }
@@ -107,7 +132,7 @@ impl Live {
                 }
             }
             Event::Exit { target, time_ns } => self.exited(target, time_ns),
-            Event::Fork { .. } | Event::Birth { .. } | Event::End { .. } => {}
+            Event::Fork { .. } | Event::Birth { .. } | Event::End { .. } | Event::Miss { .. } | Event::Held { .. } => {}
         }
     }
 
@@ -115,7 +140,10 @@ impl Live {
     /// did not touch has no live task.
     pub fn read(&mut self, entries: &[(CountKey, CountValue)], sweep: Option<u64>, now_ns: u64) {
         for (key, value) in entries {
-            let key = StackKey { target: TargetId(key.target), stack: key.stack };
+            let key = StackKey {
+                target: TargetId(key.target),
+                stack: key.stack,
+            };
             self.target(key.target, now_ns);
             self.raise(key, Cookie(value.cookie), value.born, value.ended);
             if let (Some(sweep), Some(count)) = (sweep, self.stacks.get_mut(&key)) {
@@ -159,7 +187,9 @@ impl Live {
     /// What was counted beside the stacks, over all targets that ever were. Never falls.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.targets.values().fold(self.forgotten, |totals, target| sum(totals, target.totals))
+        self.targets
+            .values()
+            .fold(self.forgotten, |totals, target| sum(totals, target.totals))
     }
 
     /// What found no room so far.
@@ -173,7 +203,11 @@ impl Live {
             self.refused.targets += 1;
             return;
         }
-        self.targets.entry(target).or_insert(Target { since_ns: time_ns, exited_ns: None, totals: NO_TOTALS });
+        self.targets.entry(target).or_insert(Target {
+            since_ns: time_ns,
+            exited_ns: None,
+            totals: NO_TOTALS,
+        });
     }
 
     /// Raises a stack's counters to these. They never fall: the kernel's are cumulative, and an event may be older than
@@ -183,7 +217,12 @@ impl Live {
             self.refused.stacks += 1;
             return;
         }
-        let fresh = StackCount { cookie, born: 0, ended: 0, oldest_born_ns: None };
+        let fresh = StackCount {
+            cookie,
+            born: 0,
+            ended: 0,
+            oldest_born_ns: None,
+        };
         let count = self.stacks.entry(key).or_insert(fresh);
         count.born = count.born.max(born);
         count.ended = count.ended.max(ended);

@@ -6,24 +6,48 @@ use proptest::prelude::*;
 const TARGET: TargetId = TargetId(1);
 
 fn count(born: u64, ended: u64, swept: u64, oldest_born_ns: u64) -> CountValue {
-    CountValue { born, ended, reported_ns: 0, cookie: 9, oldest_born_ns, swept }
+    CountValue {
+        born,
+        ended,
+        reported_ns: 0,
+        cookie: 9,
+        oldest_born_ns,
+        swept,
+    }
 }
 
 fn key(target: TargetId, stack: u64) -> (CountKey, StackKey) {
-    (CountKey { target: target.0, stack }, StackKey { target, stack })
+    (
+        CountKey {
+            target: target.0,
+            stack,
+        },
+        StackKey { target, stack },
+    )
 }
 
 fn seen(live: &Live, stack: u64) -> StackCount {
     let wanted = StackKey { target: TARGET, stack };
-    live.stacks().find_map(|(key, count)| (key == wanted).then_some(*count)).unwrap()
+    live.stacks()
+        .find_map(|(key, count)| (key == wanted).then_some(*count))
+        .unwrap()
 }
 
 #[test]
 fn a_late_event_lowers_nothing() {
     let mut live = Live::default();
     live.read(&[(key(TARGET, 5).0, count(10, 4, 0, 0))], None, 1);
-    live.apply(&Event::Changed { target: TARGET, stack: 5, born: 7, ended: 2, time_ns: 0 });
-    assert_eq!((seen(&live, 5).born, seen(&live, 5).ended, seen(&live, 5).live()), (10, 4, 6));
+    live.apply(&Event::Changed {
+        target: TARGET,
+        stack: 5,
+        born: 7,
+        ended: 2,
+        time_ns: 0,
+    });
+    assert_eq!(
+        (seen(&live, 5).born, seen(&live, 5).ended, seen(&live, 5).live()),
+        (10, 4, 6)
+    );
 }
 
 #[test]
@@ -50,17 +74,38 @@ fn only_the_last_sweep_says_who_is_oldest() {
 fn an_exec_ends_one_target_and_begins_another() {
     let mut live = Live::default();
     let after = TargetId(2);
-    live.apply(&Event::Target { target: TARGET, time_ns: 1 });
-    live.apply(&Event::Exec { target: Some(after), before: Some(TARGET), tgid: 1, time_ns: 8 });
-    let targets: Vec<_> = live.targets().map(|(id, target)| (id, target.since_ns, target.exited_ns)).collect();
+    live.apply(&Event::Target {
+        target: TARGET,
+        time_ns: 1,
+    });
+    live.apply(&Event::Exec {
+        target: Some(after),
+        before: Some(TARGET),
+        tgid: 1,
+        time_ns: 8,
+    });
+    let targets: Vec<_> = live
+        .targets()
+        .map(|(id, target)| (id, target.since_ns, target.exited_ns))
+        .collect();
     assert_eq!(targets, [(TARGET, 1, Some(8)), (after, 8, None)]);
 }
 
 #[test]
 fn what_was_live_at_exit_stays_live_until_it_is_forgotten() {
     let mut live = Live::default();
-    live.read(&[(key(TARGET, 5).0, count(3, 1, 0, 0)), (key(TargetId(2), 5).0, count(1, 0, 0, 0))], None, 1);
-    live.apply(&Event::Exit { target: TARGET, time_ns: 9 });
+    live.read(
+        &[
+            (key(TARGET, 5).0, count(3, 1, 0, 0)),
+            (key(TargetId(2), 5).0, count(1, 0, 0, 0)),
+        ],
+        None,
+        1,
+    );
+    live.apply(&Event::Exit {
+        target: TARGET,
+        time_ns: 9,
+    });
     assert_eq!(seen(&live, 5).live(), 2);
     live.forget(TARGET);
     let left: Vec<_> = live.stacks().map(|(key, _)| key.target).collect();
@@ -73,22 +118,42 @@ fn what_a_forgotten_target_counted_stays_in_the_sum() {
     let mut live = Live::default();
     for (target, unmatched_ends) in [(TARGET, 3), (TargetId(2), 4)] {
         live.apply(&Event::Target { target, time_ns: 1 });
-        live.set_totals(target, Totals { unmatched_ends, replaced: 1, untracked: 0 });
+        live.set_totals(
+            target,
+            Totals {
+                unmatched_ends,
+                replaced: 1,
+                untracked: 0,
+            },
+        );
     }
     live.forget(TARGET);
-    assert_eq!(live.totals(), Totals { unmatched_ends: 7, replaced: 2, untracked: 0 });
+    assert_eq!(
+        live.totals(),
+        Totals {
+            unmatched_ends: 7,
+            replaced: 2,
+            untracked: 0
+        }
+    );
 }
 
 #[test]
 fn targets_beyond_the_bound_are_refused_and_counted() {
     let mut live = Live::default();
     for number in 0..TARGETS_MAX as u64 + 3 {
-        live.apply(&Event::Target { target: TargetId(number), time_ns: 0 });
+        live.apply(&Event::Target {
+            target: TargetId(number),
+            time_ns: 0,
+        });
     }
     assert_eq!(live.targets().count(), TARGETS_MAX);
     assert_eq!(live.refused().targets, 3);
     // One that is known is still followed.
-    live.apply(&Event::Exit { target: TargetId(0), time_ns: 5 });
+    live.apply(&Event::Exit {
+        target: TargetId(0),
+        time_ns: 5,
+    });
     assert_eq!(live.targets().next().unwrap().1.exited_ns, Some(5));
     assert_eq!(live.refused().targets, 3);
 }
@@ -96,7 +161,9 @@ fn targets_beyond_the_bound_are_refused_and_counted() {
 #[test]
 fn stacks_beyond_the_bound_are_refused_and_counted() {
     let mut live = Live::default();
-    let entries: Vec<_> = (0..STACKS_MAX as u64 + 2).map(|stack| (key(TARGET, stack).0, count(1, 0, 0, 0))).collect();
+    let entries: Vec<_> = (0..STACKS_MAX as u64 + 2)
+        .map(|stack| (key(TARGET, stack).0, count(1, 0, 0, 0)))
+        .collect();
     live.read(&entries, None, 0);
     assert_eq!(live.stacks().count(), STACKS_MAX);
     assert_eq!(live.refused().stacks, 2);

@@ -72,7 +72,12 @@ mod tests {
     fn the_id_is_the_one_that_is_specified() {
         // Computed apart from this code, by FNV-1a over the bytes that the module's text lists.
         for (kind, task_type, location, id) in [
-            ("task", 0x2000, frame(Some("00ff"), Some("app"), 0x1234), "f1b7936a5ffa711a"),
+            (
+                "task",
+                0x2000,
+                frame(Some("00ff"), Some("app"), 0x1234),
+                "f1b7936a5ffa711a",
+            ),
             ("task", 0, frame(None, Some("app"), 0x1234), "decc80bc818d854a"),
             ("blocking", 0, frame(None, None, 0), "1e74b6c27801ac5d"),
         ] {

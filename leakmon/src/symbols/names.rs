@@ -207,7 +207,7 @@ mod tests {
                 "app::handle_conn::{{closure}}",
             ),
             (
-                "_ZN64_$LT$app..Foo$u20$as$u20$core..future..future..Future$GT$4poll17h00112233445566ffE",
+                "_ZN57_$LT$app..Foo$u20$as$u20$core..future..future..Future$GT$4poll17h00112233445566ffE",
                 "<app::Foo as core::future::future::Future>::poll",
             ),
             ("_RNvCskwGfYPst2Cb_3foo16example_function", "foo::example_function"),

@@ -256,6 +256,8 @@ async fn a_client_that_never_ends_its_head_is_cut_off() {
 async fn a_connection_has_an_end() {
     let limits = Limits {
         connection: Duration::from_millis(50),
+        // Not what ends it.
+        head: 9 * PATIENCE,
         ..Limits::default()
     };
     let server = start(snapshot(), Instant::now(), limits).await;
@@ -284,7 +286,12 @@ async fn a_head_beyond_the_buffer_is_refused() {
 
 #[tokio::test]
 async fn shutdown_closes_idle_connections_and_returns() {
-    let server = started().await;
+    let limits = Limits {
+        head: 9 * PATIENCE,
+        drain: 9 * PATIENCE,
+        ..Limits::default()
+    };
+    let server = start(snapshot(), Instant::now(), limits).await;
     let mut idle = TcpStream::connect(server.address).await.unwrap();
     idle.write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n")
         .await
@@ -302,6 +309,47 @@ async fn shutdown_closes_idle_connections_and_returns() {
         TcpStream::connect(server.address).await.is_err(),
         "the listener is closed"
     );
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_a_client_that_reads_nothing() {
+    let mut report = samples::busy();
+    let stack = report.callsites[0].stacks[0].clone();
+    report.callsites[0].stacks = (0..60_000)
+        .map(|number| {
+            let mut stack = stack.clone();
+            stack.frames.truncate(1);
+            stack.frames[0].function = Some(format!("{number:0250}"));
+            stack
+        })
+        .collect();
+    let large = Snapshot::new(report, Default::default(), samples::own(), true);
+    let whole = large.folded(&Filter::default()).len();
+    assert!(whole > 16_000_000, "more than sockets buffer: {whole}");
+    let limits = Limits {
+        drain: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let server = start(large, Instant::now(), limits).await;
+    let mut stuck = TcpStream::connect(server.address).await.unwrap();
+    stuck
+        .write_all(b"GET /folded HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .unwrap();
+    let mut status = [0; 12];
+    stuck.read_exact(&mut status).await.unwrap();
+    server.stop.send(()).unwrap();
+    tokio::time::timeout(PATIENCE, server.served)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    let mut rest = Vec::new();
+    // Cut off in the middle: an end or a reset, not the whole text.
+    let _ = tokio::time::timeout(PATIENCE, stuck.read_to_end(&mut rest))
+        .await
+        .unwrap();
+    assert!(rest.len() < whole);
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::export::filter::KINDS;
 use crate::export::samples;
 use proptest::prelude::*;
 
@@ -15,7 +16,10 @@ fn id(number: usize) -> String {
     format!("{number:012x}0000")
 }
 
-fn report_of(processes: &[(u32, bool, Vec<(usize, Model)>)]) -> Report {
+/// Tgid, whether it has exited, callsites by number.
+type Process = (u32, bool, Vec<(usize, Model)>);
+
+fn report_of(processes: &[Process]) -> Report {
     let mut report = samples::empty();
     for (tgid, exited, callsites) in processes {
         let mut target = samples::target(*tgid, "/usr/bin/app");

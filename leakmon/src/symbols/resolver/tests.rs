@@ -1,1 +1,290 @@
-//! Tests.
+//! Tests against the test's own executable, whole, stripped and split.
+
+use super::*;
+use crate::symbols::address_space::{AddressSpace, ImageTable};
+use crate::symbols::debug_file;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+/// The place of an address of this test, with `file` in the place of its own image.
+fn place_in(path: &Path, directories: &[PathBuf], address: u64) -> Place {
+    let mut images = ImageTable::new(64, Vec::new());
+    let space = AddressSpace::read(std::process::id(), &mut images).unwrap();
+    let Place::Image { offset, .. } = space.place(address, &mut images) else {
+        panic!("not placed");
+    };
+    let file = File::open(path).unwrap();
+    let image = Arc::new(Image::read(&file, path).unwrap());
+    let debug = match image.debug_bytes {
+        0 => debug_file::find(&image, None, directories),
+        _ => None,
+    };
+    let file = Some(Arc::new(ImageFile {
+        image: Arc::clone(&image),
+        file,
+        debug,
+    }));
+    Place::Image { image, file, offset }
+}
+
+fn exact(place: Place) -> Vec<RawFrame> {
+    vec![RawFrame { place, exact: true }]
+}
+
+fn own_executable() -> PathBuf {
+    std::env::current_exe().unwrap()
+}
+
+fn objcopy(arguments: &[&str]) {
+    assert!(
+        Command::new("objcopy").args(arguments).status().unwrap().success(),
+        "{arguments:?}"
+    );
+}
+
+/// A function whose line is known.
+#[inline(never)]
+fn landmark() -> u32 {
+    std::hint::black_box(line!())
+}
+
+const LANDMARK: &str = "leakmon::symbols::resolver::tests::landmark";
+
+#[test]
+fn the_own_code_has_name_file_and_line() {
+    let mut resolver = Resolver::new(Limits::default());
+    let place = place_in(&own_executable(), &[], landmark as *const () as u64);
+    let frame = resolver.resolve(&exact(place)).pop().unwrap();
+    assert_eq!(frame.function.as_deref(), Some(LANDMARK));
+    assert!(
+        frame
+            .file
+            .as_deref()
+            .unwrap()
+            .ends_with("src/symbols/resolver/tests.rs"),
+        "{frame:?}"
+    );
+    assert_eq!(frame.line, Some(landmark() - 1));
+    assert_eq!(frame.image.as_deref(), own_executable().file_name().unwrap().to_str());
+    assert!(!frame.inlined);
+    assert_eq!(resolver.counts().without_debug + resolver.counts().unreadable, 0);
+}
+
+#[test]
+fn a_return_address_belongs_to_the_call_before_it() {
+    let mut resolver = Resolver::new(Limits::default());
+    let place = place_in(&own_executable(), &[], landmark as *const () as u64);
+    let Place::Image { offset, .. } = place else {
+        unreachable!()
+    };
+    let called = resolver.resolve(&[RawFrame { place, exact: false }]).pop().unwrap();
+    assert_ne!(called.function.as_deref(), Some(LANDMARK));
+    assert_eq!(called.offset, offset, "the offset shown is that of the address itself");
+}
+
+#[test]
+fn a_stripped_image_keeps_image_and_offset_and_its_debug_file_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let (bare, symbols, debug) = (
+        folder.path().join("bare"),
+        folder.path().join("symbols"),
+        folder.path().join("d"),
+    );
+    objcopy(&["--strip-all", &text(&own_executable()), &text(&bare)]);
+    objcopy(&["--strip-debug", &text(&own_executable()), &text(&symbols)]);
+    let address = landmark as *const () as u64;
+    let mut resolver = Resolver::new(Limits::default());
+
+    let frame = resolver.resolve(&exact(place_in(&bare, &[], address))).pop().unwrap();
+    assert_eq!((frame.function, frame.file, frame.line), (None, None, None));
+    assert_eq!(frame.image.as_deref(), Some("bare"));
+    assert!(frame.offset > 0);
+
+    let frame = resolver
+        .resolve(&exact(place_in(&symbols, &[], address)))
+        .pop()
+        .unwrap();
+    assert_eq!(
+        (frame.function.as_deref(), frame.file, frame.line),
+        (Some(LANDMARK), None, None)
+    );
+
+    let build_id = Image::read(&File::open(&bare).unwrap(), &bare)
+        .unwrap()
+        .build_id
+        .expect("the linker writes one");
+    let below = debug.join(".build-id").join(&build_id[..2]);
+    std::fs::create_dir_all(&below).unwrap();
+    let separate = below.join(format!("{}.debug", &build_id[2..]));
+    objcopy(&["--only-keep-debug", &text(&own_executable()), &text(&separate)]);
+    let mut resolver = Resolver::new(Limits::default());
+    let frame = resolver
+        .resolve(&exact(place_in(&bare, &[debug], address)))
+        .pop()
+        .unwrap();
+    assert_eq!(
+        (frame.function.as_deref(), frame.line),
+        (Some(LANDMARK), Some(landmark() - 1))
+    );
+    assert_eq!(frame.image.as_deref(), Some("bare"));
+}
+
+#[test]
+fn too_much_debug_information_leaves_the_symbol_table() {
+    let place = place_in(&own_executable(), &[], landmark as *const () as u64);
+    let Place::Image { image, .. } = &place else {
+        unreachable!()
+    };
+    for (limit, lines) in [(image.debug_bytes, true), (image.debug_bytes - 1, false)] {
+        let limits = Limits {
+            debug_bytes: limit,
+            ..Limits::default()
+        };
+        let mut resolver = Resolver::new(limits);
+        let frame = resolver.resolve(&exact(place.clone())).pop().unwrap();
+        assert_eq!(frame.function.as_deref(), Some(LANDMARK));
+        assert_eq!(frame.line.is_some(), lines);
+        assert_eq!(resolver.counts().without_debug, u64::from(!lines));
+    }
+}
+
+#[test]
+fn compressed_debug_information_is_measured_unpacked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("packed");
+    objcopy(&[
+        "--compress-debug-sections=zlib",
+        own_executable().to_str().unwrap(),
+        path.to_str().unwrap(),
+    ]);
+    let place = place_in(&path, &[], landmark as *const () as u64);
+    let Place::Image { image, file, .. } = &place else {
+        unreachable!()
+    };
+    let whole = Image::read(&File::open(own_executable()).unwrap(), &own_executable())
+        .unwrap()
+        .debug_bytes;
+    assert!(image.debug_bytes < whole && !image.compressed.is_empty());
+    let data = &file.as_ref().unwrap().file;
+    assert!(debug_bytes(image, data, u64::MAX / 2).unwrap() >= whole);
+    assert_eq!(debug_bytes(image, data, whole - 1), None);
+    let frame = Resolver::new(Limits::default())
+        .resolve(&exact(place.clone()))
+        .pop()
+        .unwrap();
+    assert_eq!(frame.line, Some(landmark() - 1));
+}
+
+#[test]
+fn a_compressed_section_that_lies_about_its_size_is_refused() {
+    for (claimed, method, max, expected) in [
+        (1_000_u64, 1_u32, 10_000, None),
+        (100_000, 1, 200_000, Some(100_000)),
+        (100_000, 1, 99_999, None),
+        (1 << 40, 1, 200_000, None),
+        (100_000, 2, 200_000, None),
+    ] {
+        let mut file = tempfile::tempfile().unwrap();
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&vec![0; 100_000]).unwrap();
+        let packed = encoder.finish().unwrap();
+        let header = [&method.to_le_bytes()[..], &[0; 4], &claimed.to_le_bytes(), &[0; 8]].concat();
+        file.write_all(&[&header[..], &packed].concat()).unwrap();
+        let section = CompressedSection {
+            debug: true,
+            file_offset: 0,
+            size: (header.len() + packed.len()) as u64,
+        };
+        assert_eq!(
+            decompressed_bytes(&section, &file, max),
+            expected,
+            "{claimed} {method} {max}"
+        );
+    }
+}
+
+#[test]
+fn the_cache_answers_and_is_bounded() {
+    let address = landmark as *const () as u64;
+    let place = place_in(&own_executable(), &[], address);
+    let Place::Image { image, file, offset } = place else {
+        unreachable!()
+    };
+    let at = |offset| {
+        let (image, file) = (Arc::clone(&image), file.clone());
+        exact(Place::Image { image, file, offset })
+    };
+    let mut resolver = Resolver::new(Limits {
+        cache_entries: 4,
+        ..Limits::default()
+    });
+    let first = resolver.resolve(&at(offset));
+    assert_eq!(resolver.resolve(&at(offset)), first);
+    assert_eq!((resolver.counts().looked_up, resolver.counts().cached), (1, 1));
+    for step in 1..=4 {
+        resolver.resolve(&at(offset + step));
+    }
+    assert_eq!((resolver.cache.len(), resolver.counts().evicted), (4, 1));
+    assert_eq!(resolver.resolve(&at(offset)), first);
+    assert_eq!(resolver.counts().looked_up, 6);
+
+    let mut resolver = Resolver::new(Limits {
+        cache_bytes: 2 * weight(&first),
+        ..Limits::default()
+    });
+    for step in 0..20 {
+        resolver.resolve(&at(offset + step));
+        assert!(resolver.cache.len() <= 2);
+    }
+}
+
+#[test]
+fn damaged_images_cost_their_names_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = std::fs::read("/bin/true").unwrap();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut resolver = Resolver::new(Limits::default());
+    for round in 0..200 {
+        let mut data = whole.clone();
+        for _ in 0..20 {
+            let at = (random() % data.len() as u64) as usize;
+            data[at] = random() as u8;
+        }
+        data.truncate(data.len() - (random() % 4_096) as usize);
+        let path = folder.path().join(round.to_string());
+        std::fs::write(&path, &data).unwrap();
+        let file = File::open(&path).unwrap();
+        let image = Arc::new(Image::read(&file, &path).unwrap());
+        let file = Some(Arc::new(ImageFile {
+            image: Arc::clone(&image),
+            file,
+            debug: None,
+        }));
+        let offset = random() % data.len() as u64;
+        let frames = resolver.resolve(&exact(Place::Image { image, file, offset }));
+        assert_eq!(frames[0].offset, offset);
+    }
+}
+
+#[test]
+fn what_is_in_no_file_keeps_what_is_known() {
+    let mut resolver = Resolver::new(Limits::default());
+    let vdso = Place::Region {
+        name: "[vdso]".into(),
+        offset: 7,
+    };
+    let frames = resolver.resolve(&[exact(vdso), exact(Place::Nowhere { address: 9 })].concat());
+    let seen: Vec<_> = frames
+        .iter()
+        .map(|frame| (frame.image.as_deref(), frame.offset))
+        .collect();
+    assert_eq!(seen, [(Some("[vdso]"), 7), (None, 9)]);
+}

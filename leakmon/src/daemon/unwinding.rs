@@ -1,0 +1,297 @@
+//! The targets' unwind tables: built once an image, given to the kernel with every target that maps it.
+//!
+//! In: targets as they appear, and requests for a fresh look. Out: rows and mappings in the kernel's maps. Tables are built
+//! on a thread of their own; a target whose tables are not there yet is walked as far as is known.
+
+use crate::{
+    kernel::Kernel,
+    targets::{
+        processes::{self, Mapping},
+        unwind::{
+            UnwindError, UnwindTable,
+            arena::Arena,
+            mappings::{Region, pack},
+        },
+    },
+};
+use anyhow::Context;
+use leakmon_ebpf::abi::TargetId;
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::File,
+    io::Read,
+    os::unix::fs::FileExt,
+    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+};
+use tokio::sync::mpsc::{Receiver, channel};
+
+/// Images whose tables are kept. Each keeps its file open, so that no other file can get its inode.
+const IMAGES_MAX: usize = 512;
+
+/// Images that wait for their table to be built.
+const QUEUE_MAX: usize = 1024;
+
+/// Bytes of an image that are read to build its table. Debug sections are most of a large file and lie behind the rest.
+const IMAGE_BYTES_MAX: u64 = 1 << 30;
+
+/// Device and inode of a mapped file; the vdso has neither.
+type Identity = (u64, u64);
+const VDSO: Identity = (0, 0);
+
+/// An image's table.
+struct ImageTable {
+    number: u32,
+    /// Its file, held so that the identity stays its own.
+    _file: Option<File>,
+    ready: bool,
+}
+
+/// What the builder thread gets: an image's number and where its bytes are.
+enum Source {
+    File(File),
+    Vdso,
+}
+
+/// Why there is no table.
+#[derive(Debug, thiserror::Error)]
+enum BuildError {
+    #[error("it can't be read: {0}")]
+    Read(#[from] std::io::Error),
+    #[error(transparent)]
+    Unwind(#[from] UnwindError),
+}
+
+type Built = (u32, Result<UnwindTable, BuildError>);
+
+/// All tables, and who waits for them.
+pub(super) struct Unwinding {
+    arena: Arena,
+    images: HashMap<Identity, ImageTable>,
+    requests: SyncSender<(u32, Source)>,
+    built: Receiver<Built>,
+    /// Images that the builder has.
+    building: usize,
+    /// Targets whose mappings refer to an image that the builder has.
+    waiting: BTreeSet<TargetId>,
+    generation: u32,
+    /// Mappings, images and tables that found no room.
+    refused: u64,
+}
+
+impl Unwinding {
+    /// Starts the builder thread.
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let (requests, queue) = sync_channel::<(u32, Source)>(QUEUE_MAX);
+        let (sender, built) = channel(QUEUE_MAX);
+        std::thread::Builder::new()
+            .name("unwind-tables".to_owned())
+            .spawn(move || {
+                for (number, source) in queue {
+                    if sender.blocking_send((number, build(source))).is_err() {
+                        return;
+                    }
+                }
+            })
+            .context("the thread that builds unwind tables can't be started")?;
+        Ok(Self {
+            arena: Arena::default(),
+            images: HashMap::new(),
+            requests,
+            built,
+            building: 0,
+            waiting: BTreeSet::new(),
+            generation: 0,
+            refused: 0,
+        })
+    }
+
+    /// Looks at a target's mappings, has missing tables built, and gives the kernel what is known.
+    pub(super) fn see(&mut self, target: TargetId, kernel: &mut Kernel) {
+        // One that has gone needs no tables.
+        let Ok(mappings) = processes::executable_mappings(target.tgid()) else {
+            return;
+        };
+        let mut complete = true;
+        let mut regions = Vec::new();
+        for mapping in &mappings.executable {
+            let Some((image, ready)) = self.image(target.tgid(), mapping) else {
+                continue;
+            };
+            complete &= ready;
+            let Mapping {
+                start,
+                end,
+                file_offset,
+                ..
+            } = *mapping;
+            regions.push(Region {
+                start,
+                end,
+                file_offset,
+                image,
+            });
+        }
+        if complete {
+            self.waiting.remove(&target);
+        } else {
+            self.waiting.insert(target);
+        }
+        self.generation = self.generation.wrapping_add(1);
+        let (packed, left_out) = pack(&regions, &self.arena, self.generation);
+        self.refused += left_out as u64;
+        // The process may have become another one while its mappings were read.
+        if kernel
+            .target(target.tgid())
+            .is_some_and(|entry| entry.target == target.0)
+            && kernel.set_mappings(target.tgid(), &packed).is_err()
+        {
+            self.refused += 1;
+        }
+    }
+
+    /// Takes one built table and gives it to all who wait. Waits for ever where none is due. Safe to drop half-way.
+    pub(super) async fn built(&mut self) -> Option<Finished> {
+        if self.building == 0 {
+            return std::future::pending().await;
+        }
+        let Some((number, table)) = self.built.recv().await else {
+            self.building = 0;
+            return None;
+        };
+        Some(Finished { number, table })
+    }
+
+    /// Places a table that [`Self::built`] returned.
+    pub(super) fn place(&mut self, finished: Finished, kernel: &mut Kernel) {
+        self.building -= 1;
+        let Finished { number, table } = finished;
+        match table {
+            Ok(table) => {
+                if let Err(error) = self.arena.insert(number, &table) {
+                    self.refused += 1;
+                    tracing::warn!("stacks through an image are not unwound: {error}");
+                }
+            }
+            Err(error) => tracing::info!("stacks through an image are not unwound: {error}"),
+        }
+        if let Some(image) = self.images.values_mut().find(|image| image.number == number) {
+            image.ready = true;
+        }
+        if let Err(error) = kernel.write_tables(&mut self.arena) {
+            self.refused += 1;
+            tracing::warn!("unwind tables can't be stored: {error}");
+        }
+        if self.building == 0 {
+            for target in std::mem::take(&mut self.waiting) {
+                self.see(target, kernel);
+            }
+        }
+    }
+
+    /// Whether every known image has its table, or can't have one.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.building == 0
+    }
+
+    /// Mappings, images and tables that found no room.
+    pub(super) const fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Drops what belongs to a target. Tables stay: the next process of the image needs them.
+    pub(super) fn forget(&mut self, target: TargetId) {
+        self.waiting.remove(&target);
+    }
+
+    /// Number of a mapping's image, and whether its table is ready. `None` where no table can be had.
+    fn image(&mut self, tgid: u32, mapping: &Mapping) -> Option<(u32, bool)> {
+        let is_vdso = mapping.path.as_os_str() == "[vdso]";
+        if !mapping.has_file() && !is_vdso {
+            return None;
+        }
+        let identity = if is_vdso { VDSO } else { (mapping.device, mapping.inode) };
+        if let Some(known) = self.images.get(&identity) {
+            return Some((known.number, known.ready));
+        }
+        let number = u32::try_from(self.images.len())
+            .ok()
+            .filter(|_| self.images.len() < IMAGES_MAX);
+        let Some(number) = number else {
+            self.refused += 1;
+            return None;
+        };
+        let file = if is_vdso {
+            None
+        } else {
+            Some(processes::open_mapping(tgid, mapping).ok()?)
+        };
+        let source = match &file {
+            None => Source::Vdso,
+            Some(file) => Source::File(file.try_clone().ok()?),
+        };
+        match self.requests.try_send((number, source)) {
+            Ok(()) => self.building += 1,
+            // The next look at a target that maps it asks again.
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.refused += 1;
+                return None;
+            }
+        }
+        self.images.insert(
+            identity,
+            ImageTable {
+                number,
+                _file: file,
+                ready: false,
+            },
+        );
+        Some((number, false))
+    }
+}
+
+/// A table fresh from the builder.
+pub(super) struct Finished {
+    number: u32,
+    table: Result<UnwindTable, BuildError>,
+}
+
+fn build(source: Source) -> Result<UnwindTable, BuildError> {
+    let bytes = match source {
+        Source::Vdso => own_vdso()?,
+        Source::File(file) => {
+            let mut bytes = Vec::new();
+            // From the start, whatever the shared offset is.
+            ReadAt { file: &file, offset: 0 }
+                .take(IMAGE_BYTES_MAX)
+                .read_to_end(&mut bytes)?;
+            bytes
+        }
+    };
+    Ok(UnwindTable::build(&bytes)?)
+}
+
+/// The kernel maps the same vdso into every 64-bit process, so leakmon's own will do.
+fn own_vdso() -> std::io::Result<Vec<u8>> {
+    let mappings = processes::executable_mappings(std::process::id()).map_err(std::io::Error::other)?;
+    let vdso = mappings
+        .executable
+        .iter()
+        .find(|mapping| mapping.path.as_os_str() == "[vdso]");
+    let vdso = vdso.ok_or_else(|| std::io::Error::other("this process has no vdso"))?;
+    let mut bytes = vec![0; usize::try_from(vdso.end - vdso.start).map_err(std::io::Error::other)?];
+    File::open("/proc/self/mem")?.read_exact_at(&mut bytes, vdso.start)?;
+    Ok(bytes)
+}
+
+struct ReadAt<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for ReadAt<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,136 @@
+//! Unwind tables: how to leave each frame of an image, from its `.eh_frame` alone.
+//!
+//! In: an ELF image's bytes (a file, or the vdso as it lies in memory). Out: per executable segment sorted rows of 8
+//! bytes and a page index ([`UnwindTable`]), laid out over the chunks of the BPF maps by [`arena`], and found per
+//! process by [`mappings`]. No BPF calls, no `/proc`, no clock in here; [`walk`] is the same walk as the BPF program's,
+//! over the same tables, for tests and for user space.
+//!
+//! The bytes are hostile: every count is bounded, every broken entry is skipped and counted by its cause.
+
+pub mod arena;
+mod frame_entries;
+mod image_frames;
+pub mod mappings;
+mod segment_rows;
+#[cfg(test)]
+mod tests;
+pub mod walk;
+mod x86_64;
+
+pub use segment_rows::SegmentRows;
+
+/// Rows of one image: ten times those of a 24 MB program; 32 MiB.
+pub const ROWS_MAX: usize = 4 << 20;
+/// Function entries of one image. A 24 MB program has 40,000, a browser about 600,000.
+pub const ENTRIES_MAX: usize = 2 << 20;
+/// Executable segments of one image; linkers make one, rarely two.
+pub const SEGMENTS_MAX: usize = 16;
+/// Bytes of all executable segments of one image together: 1 GiB, whose page index is 16 MiB.
+pub const TEXT_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of call frame instructions executed for one image, each entry's shared ones included. About 50 bytes an
+/// entry are usual, 2 MB for a 24 MB program. It bounds time: entries may share long instructions, so the size of the
+/// file does not.
+pub const INSTRUCTION_BYTES_MAX: u64 = 1 << 25;
+
+/// Why an image has no unwind table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnwindError {
+    /// The headers can't be parsed.
+    #[error("not a readable 64-bit little-endian ELF image: {0}")]
+    Elf(&'static str),
+    /// No rules are known for the image's processor.
+    #[error("no unwind rules for ELF machine {0}; only x86-64 (62) is supported")]
+    Machine(u16),
+    /// Nothing in the image is executable.
+    #[error("the image has no executable segment")]
+    NoText,
+    /// The image has no `.eh_frame`, by section header or by `PT_GNU_EH_FRAME`; stacks through it need frame pointers.
+    #[error("the image has no .eh_frame; build it with unwind tables or with frame pointers")]
+    NoEntries,
+    /// More than a bound of this module.
+    #[error("the image has more {0} than the bound allows")]
+    TooLarge(&'static str),
+}
+
+/// What building a table met; each count is of one image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnwindStats {
+    /// Function entries (FDEs) read.
+    pub entries: usize,
+    /// Rows of the table, gaps included.
+    pub rows: usize,
+    /// Rows whose rule can't be expressed, so that a walk stops there.
+    pub unsupported: usize,
+    /// Of those, by cause: the CFA is relative to a register other than rsp and rbp.
+    pub unsupported_register: usize,
+    /// The CFA's offset is negative, odd or too great.
+    pub unsupported_offset: usize,
+    /// The CFA is an unknown expression.
+    pub unsupported_expression: usize,
+    /// The return address is not at CFA − 8.
+    pub unsupported_return: usize,
+    /// Rows that leave the caller's frame pointer unknown.
+    pub frame_pointer_lost: usize,
+    /// Entries with a length or a header that can't be parsed; the rest of the section is not read after a bad length.
+    pub broken_entries: usize,
+    /// Entries whose common part (CIE) is missing, broken or too long.
+    pub broken_commons: usize,
+    /// Entries whose instructions are broken; rows before the break are kept.
+    pub broken_instructions: usize,
+    /// Row ranges that lie outside the executable segments.
+    pub outside: usize,
+    /// Row ranges dropped because an earlier one covers them.
+    pub overlapping: usize,
+    /// Whether [`INSTRUCTION_BYTES_MAX`] or [`ENTRIES_MAX`] ended the reading early.
+    pub cut: bool,
+}
+
+/// The unwind table of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnwindTable {
+    /// One for each executable segment, in the order of the program headers.
+    pub segments: Vec<SegmentRows>,
+    /// What building it met.
+    pub stats: UnwindStats,
+}
+
+impl UnwindTable {
+    /// Builds the table of an ELF image (`ELFCLASS64`, little endian), from the file's bytes or from an image in
+    /// memory whose layout is the file's, as the vdso's is.
+    ///
+    /// Total: any bytes give a table or an error, in time and memory bounded by the constants of this module.
+    ///
+    /// # Errors
+    /// [`UnwindError`]; broken entries are no error but counted in [`UnwindStats`].
+    pub fn build(bytes: &[u8]) -> Result<Self, UnwindError> {
+        let image = image_frames::ImageFrames::parse(bytes)?;
+        let mut stats = UnwindStats::default();
+        let mut ranges = frame_entries::read(&image, &mut stats)?;
+        ranges.sort_unstable_by_key(|range| (range.start, range.len));
+        stats.outside = ranges
+            .iter()
+            .filter(|range| !image.segments.iter().any(|segment| segment.contains(range.start)))
+            .count();
+        let mut segments = Vec::with_capacity(image.segments.len());
+        for segment in &image.segments {
+            let rows = SegmentRows::lay(segment, &ranges, ROWS_MAX - stats.rows, &mut stats)?;
+            stats.rows += rows.rows.len();
+            segments.push(rows);
+        }
+        stats.unsupported = stats.unsupported_register
+            + stats.unsupported_offset
+            + stats.unsupported_expression
+            + stats.unsupported_return;
+        Ok(Self { segments, stats })
+    }
+
+    /// The segment, if any, whose file range holds `file_offset`.
+    #[must_use]
+    pub fn segment_at(&self, file_offset: u64) -> Option<&SegmentRows> {
+        self.segments.iter().find(|segment| {
+            file_offset
+                .checked_sub(segment.file_offset)
+                .is_some_and(|within| within < segment.size)
+        })
+    }
+}

@@ -1,0 +1,189 @@
+//! The daemon: what it serves while a victim runs and after it has gone.
+
+use super::{
+    host,
+    observer::{leakmon, signal},
+    truth::{Counts, Report},
+    victim::Victim,
+};
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// What is awaited comes within a tick or two; ten times that and more is failure.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Daemon {
+    child: Child,
+    address: String,
+}
+
+impl Daemon {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = leakmon(&["daemon", "--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut messages = BufReader::new(child.stderr.take().unwrap());
+        let mut all = String::new();
+        let address = loop {
+            let mut line = String::new();
+            assert_ne!(messages.read_line(&mut line).unwrap(), 0, "the daemon ended: {all}");
+            if let Some((_, address)) = line.trim_end().split_once("http://") {
+                break address.to_owned();
+            }
+            all.push_str(&line);
+        };
+        Self { child, address }
+    }
+
+    /// Body of a reply, which must be a good one.
+    fn get(&self, path: &str) -> String {
+        let (status, body) = self.request(path);
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+
+    fn request(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: leakmon\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
+    }
+
+    fn report(&self) -> Report {
+        Report::parse(&self.get("/api/v1/report"))
+    }
+
+    /// Asks again and again until the report is as it should be.
+    fn await_report(&self, what: &str, mut test: impl FnMut(&Report) -> bool) -> Report {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let report = self.report();
+            if test(&report) {
+                return report;
+            }
+            assert!(Instant::now() < deadline, "{what} never came: {:#}", report.0);
+        }
+    }
+
+    /// Ends it as systemd does.
+    fn stop(mut self) {
+        signal(self.child.id(), nix::sys::signal::Signal::SIGTERM);
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+/// Value of the first sample of a metric whose labels contain all of these.
+fn sample(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with(&format!("{name}{{")) && labels.iter().all(|label| line.contains(label)))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+fn check_with_promtool(metrics: &str) {
+    let promtool = Path::new("/usr/bin/promtool");
+    if !promtool.is_file() {
+        return host::skip(
+            "metrics_pass_promtool",
+            "promtool is not installed: run `cargo xtask setup`",
+        );
+    }
+    let mut child = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+fn the_daemon_serves_what_it_counts() {
+    let Some(path) = host::victim_for("the_daemon_serves_what_it_counts", "leaky_registry") else {
+        return;
+    };
+    let daemon = Daemon::start(&["--exe", path.to_str().unwrap()]);
+    let mut victim = Victim::start(&path, &[]);
+    victim.await_ready();
+    victim.go_on();
+    victim.await_ready();
+    victim.go_on();
+    let truth = victim.truth();
+    let mine = format!("pid=\"{}\"", victim.tgid());
+    let of_victim = |report: &Report| {
+        let targets = report.0["targets"].as_array().unwrap();
+        targets
+            .iter()
+            .find(|target| target["pid"] == victim.tgid())
+            .map(|target| Counts::of(&target["task"]))
+    };
+    daemon.await_report("the victim's truth", |report| of_victim(report) == Some(truth.total()));
+    assert_eq!(daemon.request("/readyz").0, 200);
+    assert_eq!(daemon.request("/livez").0, 200);
+    assert_eq!(daemon.request("/nothing").0, 404);
+    assert_eq!(daemon.request("/metrics?pid=x").0, 400);
+
+    let metrics = daemon.get("/metrics");
+    check_with_promtool(&metrics);
+    let leak = truth
+        .sites()
+        .into_iter()
+        .find(|site| site.name == "handle_conn")
+        .unwrap()
+        .counts;
+    let callsite = daemon.report();
+    let leaking = callsite
+        .callsites()
+        .iter()
+        .find(|site| site["pid"] == victim.tgid() && site["live"] == leak.live);
+    let id = leaking.unwrap()["id"].as_str().unwrap();
+    let short = format!("callsite=\"{}", &id[..8]);
+    for (name, expected) in [
+        ("leakmon_tasks_live", leak.live),
+        ("leakmon_tasks_spawned_total", leak.spawned),
+        ("leakmon_tasks_ended_total", leak.ended),
+    ] {
+        assert_eq!(
+            sample(&metrics, name, &[&mine, &short]),
+            Some(expected as f64),
+            "{name} of {id}: {metrics}"
+        );
+    }
+    assert!(daemon.get("/folded").contains("handle_conn"));
+
+    let tgid = victim.tgid();
+    drop(victim);
+    daemon.await_report("the victim's end", |report| {
+        report.0["targets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|target| target["pid"] != tgid)
+    });
+    let after = daemon.get("/metrics");
+    assert_eq!(
+        sample(&after, "leakmon_tasks_live", &[&mine]),
+        None,
+        "a process that has gone has no series"
+    );
+    daemon.stop();
+}

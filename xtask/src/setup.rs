@@ -1,0 +1,302 @@
+//! `cargo xtask setup`: installs what this machine lacks to build and to test leakmon.
+//!
+//! In: what is there already. Out: Debian packages through apt, and programs through `cargo install`. It changes nothing
+//! that is there, and builds nothing of leakmon's own.
+
+use crate::{
+    build_ebpf,
+    workspace::{self, Workspace},
+};
+use anyhow::{Result, bail};
+use std::{os::unix::fs::MetadataExt as _, path::Path, process::Command, thread, time::Duration};
+
+/// What the machine shall be able to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// Build leakmon and its BPF programs.
+    Build,
+    /// That, and run every test.
+    Test,
+}
+
+/// rustc with a prebuilt `core` for BPF.
+const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
+/// What bpf-linker is compiled with.
+const LINKER_PACKAGES: [&str; 5] = [
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "libclang-22-dev",
+    "zlib1g-dev",
+    "libzstd-dev",
+];
+/// For `promtool`, with which a test checks the metrics page.
+const TEST_PACKAGES: [&str; 1] = ["prometheus"];
+/// Where Debian's `llvm-22-dev` is; bpf-linker's build asks for it.
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+
+/// How often apt is tried; mirrors fail now and then.
+const APT_TRIES: u32 = 4;
+const APT_PAUSE: Duration = Duration::from_secs(5);
+
+/// A program that `cargo install` makes.
+#[derive(Debug, PartialEq, Eq)]
+struct Tool {
+    name: &'static str,
+    version: &'static str,
+    arguments: &'static [&'static str],
+}
+
+static BPF_LINKER: Tool = Tool {
+    name: "bpf-linker",
+    version: "0.13.0",
+    arguments: &["--no-default-features", "--features", "llvm-22"],
+};
+static CARGO_DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "0.20.2",
+    arguments: &["--locked"],
+};
+
+/// What was found on the machine.
+#[derive(Clone, Debug, Default)]
+struct Found {
+    apt: bool,
+    root: bool,
+    /// Installed ones among the packages above.
+    packages: Vec<String>,
+    /// Whether either toolchain can compile for BPF.
+    compiler: bool,
+    /// What the tools print for `--version`.
+    linker: Option<String>,
+    deny: Option<String>,
+}
+
+/// What has to be installed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Missing {
+    packages: Vec<&'static str>,
+    tools: Vec<&'static Tool>,
+}
+
+/// Installs what is missing, and says so.
+pub(crate) fn run(workspace: &Workspace, purpose: Purpose) -> Result<()> {
+    let found = look();
+    let missing = missing(&found, purpose);
+    if missing == Missing::default() {
+        println!("setup: nothing is missing");
+        return Ok(());
+    }
+    if !missing.packages.is_empty() {
+        may_install(&found, &missing.packages)?;
+        println!("setup: installing the Debian packages {}", missing.packages.join(" "));
+        apt(&["update"])?;
+        apt(&[
+            &["install", "--yes", "--no-install-recommends"],
+            missing.packages.as_slice(),
+        ]
+        .concat())?;
+    }
+    for tool in missing.tools {
+        println!(
+            "setup: compiling {} {}, which takes a few minutes",
+            tool.name, tool.version
+        );
+        let mut install = workspace.cargo();
+        install
+            .args(["install", tool.name, "--version", tool.version, "--force"])
+            .args(tool.arguments);
+        // Its artefacts stay out of the workspace's own target folder.
+        install
+            .env("LLVM_PREFIX", LLVM_PREFIX)
+            .env_remove("CARGO_TARGET_DIR")
+            .env_remove("RUSTFLAGS");
+        workspace::run(&mut install)?;
+    }
+    println!("setup: done");
+    Ok(())
+}
+
+/// Whether this process may do everything: procfs gives a process's folder to its effective user.
+pub(crate) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|folder| folder.uid() == 0)
+}
+
+fn look() -> Found {
+    let all = [&COMPILER_PACKAGES[..], &LINKER_PACKAGES[..], &TEST_PACKAGES[..]].concat();
+    // dpkg-query fails where one package is unknown, and still lists the others.
+    let listed = Command::new("dpkg-query")
+        .args(["-W", "-f=${Package} ${db:Status-Status}\\n"])
+        .args(all)
+        .output();
+    let listed = listed
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
+    Found {
+        apt: Path::new("/usr/bin/apt-get").is_file(),
+        root: is_root(),
+        packages: installed(&listed),
+        compiler: build_ebpf::has_compiler(),
+        linker: version_of(&BPF_LINKER),
+        deny: version_of(&CARGO_DENY),
+    }
+}
+
+/// Names of the packages that dpkg-query lists as wholly installed.
+fn installed(listed: &str) -> Vec<String> {
+    listed
+        .lines()
+        .filter_map(|line| line.strip_suffix(" installed"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn version_of(tool: &Tool) -> Option<String> {
+    let program = workspace::find_program(tool.name)?;
+    let output = Command::new(program).arg("--version").output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn missing(found: &Found, purpose: Purpose) -> Missing {
+    let has = |tool: &Tool, version: &Option<String>| {
+        version
+            .as_ref()
+            .is_some_and(|version| *version == format!("{} {}", tool.name, tool.version))
+    };
+    let mut missing = Missing::default();
+    if !found.compiler {
+        missing.packages.extend(COMPILER_PACKAGES);
+    }
+    if !has(&BPF_LINKER, &found.linker) {
+        missing.packages.extend(LINKER_PACKAGES);
+        missing.tools.push(&BPF_LINKER);
+    }
+    if purpose == Purpose::Test {
+        missing.packages.extend(TEST_PACKAGES);
+        if !has(&CARGO_DENY, &found.deny) {
+            missing.tools.push(&CARGO_DENY);
+        }
+    }
+    missing
+        .packages
+        .retain(|package| !found.packages.iter().any(|found| found == package));
+    missing
+}
+
+/// Whether apt can be used at all; if not, the error says what a person can do instead.
+fn may_install(found: &Found, packages: &[&str]) -> Result<()> {
+    let packages = packages.join(" ");
+    if !found.apt {
+        bail!("there is no apt-get here; install what Debian calls {packages}, then run this again");
+    }
+    if !found.root {
+        bail!("only root can install packages: run `sudo apt-get install {packages}`, then this again");
+    }
+    Ok(())
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.args(["--quiet", "-o", "Acquire::Retries=3"]).args(arguments);
+    // No questions, and no server started because its package was installed (invoke-rc.d takes runlevel 1 as a reason).
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
+    command.stdin(std::process::Stdio::null());
+    for attempt in 1.. {
+        match workspace::run(&mut command) {
+            Err(error) if attempt < APT_TRIES => {
+                println!("setup: {error}; trying again in {} s", APT_PAUSE.as_secs());
+                thread::sleep(APT_PAUSE);
+            }
+            result => return result,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete() -> Found {
+        let packages = [&COMPILER_PACKAGES[..], &LINKER_PACKAGES[..], &TEST_PACKAGES[..]].concat();
+        Found {
+            apt: true,
+            root: true,
+            packages: packages.into_iter().map(str::to_owned).collect(),
+            compiler: true,
+            linker: Some("bpf-linker 0.13.0".into()),
+            deny: Some("cargo-deny 0.20.2".into()),
+        }
+    }
+
+    #[test]
+    fn nothing_is_missing_where_all_is_there() {
+        assert_eq!(missing(&complete(), Purpose::Test), Missing::default());
+    }
+
+    #[test]
+    fn a_bare_machine_lacks_everything() {
+        let missing = missing(&Found::default(), Purpose::Test);
+        assert_eq!(
+            missing.packages.len(),
+            COMPILER_PACKAGES.len() + LINKER_PACKAGES.len() + TEST_PACKAGES.len()
+        );
+        assert_eq!(missing.tools, [&BPF_LINKER, &CARGO_DENY]);
+    }
+
+    #[test]
+    fn building_needs_no_test_tools() {
+        let missing = missing(
+            &Found {
+                deny: None,
+                packages: Vec::new(),
+                ..complete()
+            },
+            Purpose::Build,
+        );
+        assert_eq!(missing, Missing::default());
+    }
+
+    #[test]
+    fn another_version_of_a_tool_is_replaced_and_only_absent_packages_are_installed() {
+        let found = Found {
+            linker: Some("bpf-linker 0.9.15".into()),
+            packages: vec!["llvm-22-dev".into(), "zlib1g-dev".into(), "prometheus".into()],
+            ..complete()
+        };
+        let missing = missing(&found, Purpose::Test);
+        assert_eq!(missing.packages, ["libpolly-22-dev", "libclang-22-dev", "libzstd-dev"]);
+        assert_eq!(missing.tools, [&BPF_LINKER]);
+    }
+
+    #[test]
+    fn packages_count_only_when_wholly_installed() {
+        let listed = "rustc-web installed\nllvm-22-dev config-files\nzlib1g-dev not-installed\nprometheus unpacked\n";
+        assert_eq!(installed(listed), ["rustc-web"]);
+        assert!(installed("").is_empty());
+    }
+
+    #[test]
+    fn who_can_not_install_is_told_what_to_do() {
+        assert!(may_install(&complete(), &["x"]).is_ok());
+        let user = may_install(
+            &Found {
+                root: false,
+                ..complete()
+            },
+            &["x", "y"],
+        )
+        .unwrap_err()
+        .to_string();
+        assert!(user.contains("sudo apt-get install x y"), "{user}");
+        let other = may_install(
+            &Found {
+                apt: false,
+                ..complete()
+            },
+            &["x", "y"],
+        )
+        .unwrap_err()
+        .to_string();
+        assert!(other.contains("no apt-get") && other.contains("x y"), "{other}");
+    }
+}

@@ -1,0 +1,144 @@
+//! Builds leakmon and the victims, runs victims, and reads what they know of themselves.
+//!
+//! In: names of the examples in `leakmon/examples/`. Out: paths of programs, and the truth that a victim printed. It
+//! compares nothing.
+
+use crate::workspace::{self, Workspace};
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+use std::{path::PathBuf, process::Command};
+
+/// How a victim is built. leakmon itself has one build only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// `cargo build --release`, nothing else: what people ship.
+    Release,
+    /// That, with `-C force-frame-pointers=yes`.
+    FramePointers,
+}
+
+impl Build {
+    fn target(self, workspace: &Workspace) -> PathBuf {
+        match self {
+            Self::Release => workspace.target(),
+            Self::FramePointers => workspace.target().join("frame-pointers"),
+        }
+    }
+
+    /// Where this build's example `name` is.
+    pub(crate) fn example(self, workspace: &Workspace, name: &str) -> PathBuf {
+        self.target(workspace).join("release/examples").join(name)
+    }
+}
+
+/// Builds one example, or with `None` all of them.
+pub(crate) fn build(workspace: &Workspace, build: Build, name: Option<&str>) -> Result<()> {
+    let mut command = workspace.cargo();
+    command.args(["build", "--release", "--locked", "--package", "leakmon"]);
+    match name {
+        Some(name) => command.args(["--example", name]),
+        None => command.arg("--examples"),
+    };
+    command.arg("--target-dir").arg(build.target(workspace));
+    if build == Build::FramePointers {
+        command
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("RUSTFLAGS", "-C force-frame-pointers=yes");
+    }
+    workspace::run(&mut command)
+}
+
+/// Builds leakmon as it is shipped, and says where it is.
+pub(crate) fn build_leakmon(workspace: &Workspace) -> Result<PathBuf> {
+    let mut command = workspace.cargo();
+    command.args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "leakmon",
+        "--bin",
+        "leakmon",
+    ]);
+    workspace::run(command.arg("--target-dir").arg(workspace.target()))?;
+    Ok(workspace.target().join("release/leakmon"))
+}
+
+/// A victim's own numbers.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Truth {
+    /// One row a spawned function.
+    pub(crate) truth: Vec<Row>,
+    /// All rows together.
+    pub(crate) total: Counts,
+    /// Tasks of the runtime's own, which are not in the rows; they never end.
+    pub(crate) runtime_tasks: u64,
+    /// What a task cost, where the victim measured that.
+    pub(crate) ns_per_task: Option<f64>,
+}
+
+/// One spawned function.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Row {
+    /// Name of the function.
+    pub(crate) site: String,
+    /// Its tasks.
+    #[serde(flatten)]
+    pub(crate) counts: Counts,
+}
+
+/// Numbers of tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) struct Counts {
+    /// Born.
+    pub(crate) spawned: u64,
+    /// Of those, ended.
+    pub(crate) ended: u64,
+    /// Of those, alive at exit.
+    pub(crate) live: u64,
+}
+
+impl Truth {
+    /// Reads the last line of a victim's output.
+    pub(crate) fn parse(output: &str) -> Result<Self> {
+        let line = output.lines().last().unwrap_or_default();
+        serde_json::from_str(line).with_context(|| format!("the victim's last line is not its truth: {line:?}"))
+    }
+
+    /// The numbers of one function.
+    pub(crate) fn site(&self, name: &str) -> Result<Counts> {
+        match self.truth.iter().find(|row| row.site == name) {
+            Some(row) => Ok(row.counts),
+            None => bail!("the victim's truth has no site {name}"),
+        }
+    }
+}
+
+/// Runs a command whose standard output is a victim's, and reads the truth.
+pub(crate) fn run(command: &mut Command) -> Result<Truth> {
+    Truth::parse(&workspace::output(command)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_is_the_truth() {
+        let truth = Truth::parse(
+            "ready\n{\"runtime_tasks\":2,\"total\":{\"spawned\":9,\"ended\":4,\"live\":5,\"phase2\":{}},\
+             \"truth\":[{\"site\":\"a\",\"kind\":\"task\",\"spawned\":9,\"ended\":4,\"live\":5}]}\n",
+        );
+        let truth = truth.unwrap();
+        let counts = Counts {
+            spawned: 9,
+            ended: 4,
+            live: 5,
+        };
+        assert_eq!(truth.site("a").unwrap(), counts);
+        assert_eq!(truth.total, counts);
+        assert_eq!(truth.runtime_tasks, 2);
+        assert!(truth.site("b").is_err());
+        assert!(Truth::parse("").unwrap_err().to_string().contains("not its truth"));
+    }
+}
