@@ -78,7 +78,8 @@ fn command(workspace: &Workspace, leakmon: &Path, victim: &Path, configuration: 
     };
     let mut command = workspace.command(leakmon);
     command
-        .args(["run", "-o", "/dev/null"])
+        .args(["run", "-o"])
+        .arg(workspace.target().join("bench-report"))
         .args(options)
         .arg("--")
         .arg(victim);

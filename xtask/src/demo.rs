@@ -158,15 +158,21 @@ fn equal(what: &str, seen: Counts, own: Counts) -> Result<()> {
     Ok(())
 }
 
-/// Some row of the table must have the name and the number.
+/// The table's first row must have the name, and the number in its column `LIVE`.
 fn check_table(table: &str, own: Counts) -> Result<()> {
-    let Some(row) = table.lines().find(|line| line.contains(LEAKING)) else {
-        bail!("the table does not name {LEAKING}");
+    let mut lines = table.lines().skip_while(|line| !line.trim_start().starts_with("PID "));
+    let (Some(heading), Some(row)) = (lines.next(), lines.next()) else {
+        bail!("the table has no rows");
     };
-    let live = own.live.to_string();
-    let mut cells = row.split(|ch: char| !ch.is_ascii_digit());
-    if !cells.any(|cell| cell == live) {
-        bail!("the table's row of {LEAKING} lacks the victim's own live count, {live}: {row}");
+    if !row.contains(LEAKING) {
+        bail!("the table's first row does not name {LEAKING}: {row}");
+    }
+    let column = heading.split_whitespace().position(|word| word == "LIVE");
+    let cell = column
+        .and_then(|column| row.split_whitespace().nth(column))
+        .unwrap_or_default();
+    if cell != own.live.to_string() {
+        bail!("{LEAKING} live: the table says {cell:?}, the victim {}", own.live);
     }
     Ok(())
 }
@@ -216,14 +222,23 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_the_number_in_the_row() {
+    fn the_table_has_the_number_in_the_first_row() {
         let own = Counts {
             spawned: 60,
             ended: 17,
             live: 43,
         };
-        assert!(check_table("LIVE WHAT\n  43 app::handle_conn\n", own).is_ok());
-        assert!(check_table("LIVE WHAT\n 430 app::handle_conn\n  43 app::other\n", own).is_err());
-        assert!(check_table("43\n", own).is_err());
+        let table = |row: &str| {
+            format!("app (PID 43), attached\n\n  PID  LIVE  SPAWNED  WHERE\n{row}\n   43    43       43  other\n")
+        };
+        assert!(check_table(&table("   17    43       60  app::handle_conn"), own).is_ok());
+        for wrong in [
+            "   43    17       60  app::handle_conn",
+            "   17    43       60  app::other",
+            "   43",
+        ] {
+            assert!(check_table(&table(wrong), own).is_err(), "{wrong}");
+        }
+        assert!(check_table("", own).is_err());
     }
 }

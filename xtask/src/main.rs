@@ -9,7 +9,7 @@ mod demo;
 mod setup;
 mod source_hash;
 mod stage;
-mod test_all;
+mod test;
 mod tidy;
 mod victims;
 mod workspace;
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(&workspace, Purpose::Test),
         Command::BuildEbpf { force } => build_ebpf::run(&workspace, force),
         Command::Demo => demo::run(&workspace),
-        Command::Test => test_all::run(&workspace),
+        Command::Test => test::run(&workspace),
         Command::Tidy => tidy::run(&workspace),
         Command::Bench { rounds, tasks } => bench::run(&workspace, rounds, tasks),
     };

@@ -54,7 +54,7 @@ static BPF_LINKER: Tool = Tool {
 static CARGO_DENY: Tool = Tool {
     name: "cargo-deny",
     version: "0.20.2",
-    arguments: &["--locked"],
+    arguments: &[],
 };
 
 /// What was found on the machine.
@@ -103,7 +103,7 @@ pub(crate) fn run(workspace: &Workspace, purpose: Purpose) -> Result<()> {
         );
         let mut install = workspace.cargo();
         install
-            .args(["install", tool.name, "--version", tool.version, "--force"])
+            .args(["install", tool.name, "--version", tool.version, "--locked", "--force"])
             .args(tool.arguments);
         // Its artefacts stay out of the workspace's own target folder.
         install

@@ -120,3 +120,83 @@ impl Fnv {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCK: &str =
+        "[[package]]\nname = \"aya-ebpf\"\nversion = \"0.2.1\"\n\n[[package]]\nname = \"tokio\"\nversion = \"1.0.0\"\n";
+
+    /// A workspace of these files, and its hash.
+    fn hash_of(files: &[(&str, &str)]) -> io::Result<String> {
+        let root = tempfile::tempdir()?;
+        for (path, text) in files {
+            let file = root.path().join(path);
+            fs::create_dir_all(file.parent().unwrap())?;
+            fs::write(file, text)?;
+        }
+        of_sources(root.path())
+    }
+
+    fn files<'a>(main: &'a str, lock: &'a str) -> Vec<(&'a str, &'a str)> {
+        vec![
+            ("leakmon-ebpf/src/main.rs", main),
+            ("leakmon-ebpf/Cargo.toml", "[package]\n"),
+            ("Cargo.lock", lock),
+        ]
+    }
+
+    #[test]
+    fn what_the_object_is_made_from_changes_the_hash() {
+        let first = hash_of(&files("a", LOCK)).unwrap();
+        assert_eq!(first.len(), 16);
+        assert_eq!(hash_of(&files("a", LOCK)).unwrap(), first);
+        let mut more = files("a", LOCK);
+        more.push(("leakmon-ebpf/src/maps/ring.rs", ""));
+        let mut renamed = files("a", LOCK);
+        renamed[0].0 = "leakmon-ebpf/src/lib.rs";
+        let mut manifest = files("a", LOCK);
+        manifest[1].1 = "[package]\n[lib]\n";
+        let newer = LOCK.replace("0.2.1", "0.2.2");
+        for changed in [files("b", LOCK), files("a", &newer), more, renamed, manifest] {
+            assert_ne!(hash_of(&changed).unwrap(), first, "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_matter_leaves_the_hash() {
+        let mut other = files("a", LOCK);
+        other.push(("leakmon-ebpf/src/notes.md", "x"));
+        let newer = LOCK.replace("1.0.0", "1.1.0");
+        for same in [other, files("a", &newer)] {
+            assert_eq!(hash_of(&same).unwrap(), hash_of(&files("a", LOCK)).unwrap(), "{same:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named_and_too_many_are_refused() {
+        let error = hash_of(&files("a", LOCK)[..2]).unwrap_err().to_string();
+        assert!(error.contains("Cargo.lock"), "{error}");
+        let names: Vec<String> = (1..FILES_MAX)
+            .map(|number| format!("leakmon-ebpf/src/m{number}.rs"))
+            .collect();
+        let mut many = files("a", LOCK);
+        many.extend(names.iter().map(|name| (name.as_str(), "")));
+        assert!(hash_of(&many).is_ok());
+        many.push(("leakmon-ebpf/src/one_more.rs", ""));
+        assert!(hash_of(&many).unwrap_err().to_string().contains("more than 256 files"));
+    }
+
+    #[test]
+    fn the_object_is_where_cargo_builds() {
+        let root = Path::new("/w");
+        for (target, folder) in [
+            (None, "/w/target/bpf"),
+            (Some("out"), "/w/out/bpf"),
+            (Some("/t"), "/t/bpf"),
+        ] {
+            assert_eq!(object_directory(root, target.map(Path::new)), Path::new(folder));
+        }
+    }
+}

@@ -198,6 +198,7 @@ impl Kernel {
         let entry = TargetEntry {
             target: target.0,
             since_ns: now_ns,
+            asked_ns: 0,
         };
         if self.targets.insert_new(&tgid, &entry).is_ok() {
             let totals = Totals {

@@ -28,6 +28,8 @@ pub struct ProbePlan {
     pub runtime: &'static str,
     /// The runtime's version, read from panic paths in `.rodata`; `None` where none is there.
     pub runtime_version: Option<String>,
+    /// Offset in the file of the program's first own instruction (`e_entry`); `None` for a library.
+    pub entry_file_offset: Option<u64>,
     /// The task types, by ascending vtable address.
     pub task_types: Vec<TaskType>,
     /// The sites: births in the order of `task_types`, then ends by ascending address.

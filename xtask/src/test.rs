@@ -31,7 +31,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     let mut tally = Tally::default();
     let cargo = |arguments: &[&str]| workspace::run(workspace.cargo().args(arguments));
     stages.run("BPF programs", || build_ebpf::run(workspace, false));
-    stages.run("formatting", || cargo(&["fmt", "--all", "--check"]));
+    stages.run("formatting", || cargo(&["fmt", "--all", "--check", "--", "-l"]));
     stages.run("lints", || {
         cargo(&[
             "clippy",

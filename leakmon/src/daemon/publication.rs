@@ -1,0 +1,139 @@
+//! Snapshots for HTTP.
+//!
+//! In: what the observer knows at a tick. Out: one snapshot that never changes, and leakmon's own numbers in it. Requests are
+//! answered from it by other threads.
+
+use super::{Observer, images::Image};
+use crate::{
+    export::{
+        http::Source,
+        report::Report,
+        series::{Limits, SeriesBook},
+        snapshot::Snapshot,
+    },
+    kernel::event::Event,
+    self_metrics::{MapFill, SelfMetrics},
+};
+use leakmon_ebpf::abi::{Loss, TargetId};
+use std::{sync::Arc, time::Duration};
+
+/// Names of [`Loss::ALL`] in `leakmon_events_dropped_total`.
+const LOSS_NAMES: [&str; Loss::ALL.len()] = [
+    "ring_full",
+    "live_full",
+    "stacks_full",
+    "counts_full",
+    "targets_full",
+    "scratch_busy",
+    "walk_frame_pointer",
+    "walk_bad_read",
+    "walk_too_deep",
+    "walk_no_table",
+    "walk_unsupported",
+];
+
+/// Where snapshots go.
+pub(super) struct Publisher {
+    source: Source,
+    book: SeriesBook,
+    pub(super) interval: Duration,
+}
+
+impl Observer {
+    /// Publishes a snapshot every `interval` while [`Self::observe`] runs, and forgets what has exited.
+    pub fn publish_to(&mut self, source: Source, interval: Duration) {
+        self.publisher = Some(Publisher {
+            source,
+            book: SeriesBook::new(Limits::default()),
+            interval,
+        });
+    }
+
+    pub(super) fn publish(&mut self) {
+        if self.publisher.is_none() {
+            return;
+        }
+        let report = self.report();
+        let own = self.self_metrics(&report);
+        let Some(publisher) = &mut self.publisher else {
+            return;
+        };
+        let series = publisher.book.observe(&report);
+        let ready = self.kernel.attached_sites() > 0;
+        publisher
+            .source
+            .snapshot
+            .store(Arc::new(Snapshot::new(report, series, own, ready)));
+        publisher.source.heartbeat.beat();
+        self.forget_exited();
+    }
+
+    /// Drops the targets that the snapshot just published shows as exited.
+    fn forget_exited(&mut self) {
+        let gone: Vec<TargetId> = self
+            .live
+            .targets()
+            .filter(|(_, target)| target.exited_ns.is_some())
+            .map(|(target, _)| target)
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        if let Err(error) = self.kernel.forget(&gone) {
+            tracing::warn!("tasks of ended processes can't be dropped: {error}");
+        }
+        for target in gone {
+            self.live.forget(target);
+            self.processes.forget(target);
+            self.names.forget(target);
+            self.unwinding.forget(target);
+        }
+    }
+
+    /// What user space had no room for, by reason.
+    fn refused(&self) -> [(&'static str, u64); 4] {
+        let live = self.live.refused();
+        [
+            ("targets_refused", live.targets),
+            ("stacks_refused", live.stacks),
+            ("tables_refused", self.unwinding.refused()),
+            ("unknown_record", self.ring.unknown()),
+        ]
+    }
+
+    fn self_metrics(&self, report: &Report) -> SelfMetrics {
+        let live: u64 = report.targets.iter().map(|target| target.task.live).sum();
+        let entries = |map: &str| match map {
+            "live" => live,
+            "counts" => self.live.stacks().count() as u64,
+            "stacks" => self.names.known_stacks(),
+            _ => self.live.targets().count() as u64,
+        };
+        let fill = |(map, capacity): (&'static str, u32)| MapFill {
+            map,
+            entries: entries(map),
+            capacity: u64::from(capacity),
+        };
+        let statuses = ["attached", "partial", "paused", "unsupported"];
+        let with_status = |word: &str| {
+            report
+                .targets
+                .iter()
+                .filter(|target| target.status.as_str() == word)
+                .count() as u64
+        };
+        let slow_sites: u64 = self.images.iter().map(Image::attached_slow).sum();
+        SelfMetrics {
+            events: Event::KINDS.into_iter().zip(self.events).collect(),
+            events_dropped: LOSS_NAMES
+                .into_iter()
+                .zip(self.kernel.loss())
+                .chain(self.refused())
+                .collect(),
+            maps: self.kernel.capacities().map(fill).to_vec(),
+            targets: statuses.into_iter().map(|word| (word, with_status(word))).collect(),
+            cheap_sites: self.kernel.attached_sites() as u64 - slow_sites,
+            slow_sites,
+        }
+    }
+}

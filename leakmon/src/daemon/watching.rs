@@ -1,0 +1,167 @@
+//! What is watched: images with their probes, processes by number, children of a command.
+//!
+//! In: paths, process numbers, plans. Out: attached sites and targets that are known before their first hit.
+
+use super::{Observer, images::Image};
+use crate::{
+    kernel::{KernelError, attach::ImageNumber, clock::monotonic_ns, event::Event},
+    targets::{self, plan::ProbePlan, processes::ProcessImage},
+};
+use anyhow::Context;
+use leakmon_ebpf::abi::{FOLLOW, HOLD};
+use std::{
+    fs::File,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+/// How long an attach waits for unwind tables; what has none by then is walked as far as is known.
+const TABLES_WAIT: Duration = Duration::from_secs(10);
+
+impl Observer {
+    /// Attaches an image. `every_process` makes all its processes targets, not only the watched ones.
+    ///
+    /// # Errors
+    /// Where there is no room, or none of its sites can be attached.
+    pub fn add_image(&mut self, plan: ProbePlan, file: File, every_process: bool) -> anyhow::Result<()> {
+        let path = plan.path.display().to_string();
+        let number = self
+            .images
+            .next_number()
+            .with_context(|| format!("{path}: too many images are watched"))?;
+        let attached = self
+            .kernel
+            .attach(&plan, &file, ImageNumber { number, every_process })?;
+        if attached.sites.is_empty() {
+            let reason = attached
+                .refused
+                .first()
+                .map_or("it has no probe sites", |(_, reason)| reason);
+            return Err(KernelError::NoSite {
+                path,
+                reason: reason.to_owned(),
+            }
+            .into());
+        }
+        for (index, reason) in &attached.refused {
+            tracing::warn!("{path}: site {index} is not attached: {reason}");
+        }
+        self.images
+            .add(Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?);
+        Ok(())
+    }
+
+    /// Watches executables with all their processes, and processes by number. What can't be watched is reported.
+    ///
+    /// # Errors
+    /// The first reason, where nothing at all can be watched.
+    pub async fn watch_all(&mut self, exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<()> {
+        let mut failures = Vec::new();
+        for exe in exes {
+            if let Err(error) = self.watch_executable(exe).await {
+                failures.push(error);
+            }
+        }
+        for tgid in tgids {
+            if let Err(error) = self.watch_process(*tgid).await {
+                self.processes.refuse(*tgid, &error);
+                failures.push(error);
+            }
+        }
+        if failures.len() == exes.len() + tgids.len()
+            && let Some(first) = failures.into_iter().next()
+        {
+            return Err(first);
+        }
+        Ok(())
+    }
+
+    async fn watch_executable(&mut self, exe: &Path) -> anyhow::Result<()> {
+        let plan = targets::analyse(exe).inspect_err(|error| tracing::warn!("{error}"))?;
+        let file = File::open(exe).with_context(|| format!("{}: can't be read", exe.display()))?;
+        let (device, inode) = (plan.image.device, plan.image.inode);
+        for tgid in targets::processes::tgids().unwrap_or_default() {
+            // One that vanishes, or that may not be looked at, is not ours.
+            if ProcessImage::open(tgid).is_ok_and(|image| (image.device, image.inode) == (device, inode)) {
+                self.begin(tgid);
+            }
+        }
+        self.prepare().await;
+        self.add_image(plan, file, true)
+    }
+
+    async fn watch_process(&mut self, tgid: u32) -> anyhow::Result<()> {
+        let image = ProcessImage::open(tgid)?;
+        if self.images.of_file(image.device, image.inode).is_none() {
+            let mut plan = targets::analyse(Path::new(&format!("/proc/self/fd/{}", image.file.as_raw_fd())))
+                .map_err(|error| error.of_process(tgid, &image.path))?;
+            plan.path = image.path;
+            self.begin(tgid);
+            self.prepare().await;
+            self.add_image(plan, image.file, false)?;
+        }
+        self.kernel.watch(tgid, 0)?;
+        self.begin(tgid);
+        Ok(())
+    }
+
+    /// Waits, within a bound, until the unwind tables of all known mappings are loaded, so that the first stacks are whole.
+    async fn prepare(&mut self) {
+        let ready = async {
+            while !self.unwinding.is_complete() {
+                if let Some(finished) = self.unwinding.built().await {
+                    self.unwinding.place(finished, &mut self.kernel);
+                }
+            }
+        };
+        if timeout(TABLES_WAIT, ready).await.is_err() {
+            tracing::warn!("unwind tables take long: the first stacks may be cut short");
+        }
+    }
+
+    /// Attaches the probe by which [`Self::watch_children`] holds processes of an image at their entry point. It goes first:
+    /// links are closed in this order, so a leakmon that is killed leaves nobody held.
+    ///
+    /// # Errors
+    /// Where the kernel refuses it.
+    pub fn hold_at_entry(&mut self, file: &File, file_offset: u64) -> Result<(), KernelError> {
+        self.kernel.attach_entry(file, file_offset)
+    }
+
+    /// Makes a running process a target now, so that it is shown before its first hit.
+    fn begin(&mut self, tgid: u32) {
+        let now_ns = monotonic_ns();
+        if self.kernel.target(tgid).is_some() {
+            return;
+        }
+        match self.kernel.begin_target(tgid, now_ns) {
+            Ok(target) => self.take_event(&Event::Target {
+                target,
+                time_ns: now_ns,
+            }),
+            Err(error) => tracing::warn!("process {tgid} can't be followed: {error}"),
+        }
+    }
+
+    /// Probe sites that are attached.
+    #[must_use]
+    pub fn attached_sites(&self) -> usize {
+        self.kernel.attached_sites()
+    }
+
+    /// Watches what `spawn` starts, with its descendants. Each process of a known image is held at its entry point until
+    /// its unwind tables are loaded.
+    ///
+    /// # Errors
+    /// Where too many processes are watched already, or `spawn` fails.
+    pub fn watch_children<T>(&mut self, spawn: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        // The programs see the fork of this very process, so the child is watched before it exists.
+        let own_tgid = std::process::id();
+        self.kernel.watch(own_tgid, FOLLOW | HOLD)?;
+        let spawned = spawn();
+        self.kernel.unwatch(own_tgid);
+        spawned
+    }
+}
