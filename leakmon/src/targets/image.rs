@@ -88,6 +88,8 @@ pub(super) struct Image<'data> {
     pub(super) symbols: Vec<FunctionSymbol<'data>>,
     /// `ET_DYN`: loaded anywhere, its pointers relocated.
     pub(super) position_independent: bool,
+    /// Address of the first own instruction (`e_entry`); a library has none.
+    pub(super) entry: Option<u64>,
     /// Lower-case hexadecimal, empty where there is none.
     pub(super) build_id: String,
 }
@@ -97,7 +99,11 @@ impl<'data> Image<'data> {
     pub(super) fn parse<R: ReadRef<'data>>(data: R) -> Result<Self, ImageError> {
         let header = header(data)?;
         let endian = Endianness::Little;
-        let mut image = Self { position_independent: header.e_type(endian) == elf::ET_DYN, ..Self::default() };
+        let mut image = Self {
+            position_independent: header.e_type(endian) == elf::ET_DYN,
+            entry: Some(header.e_entry(endian)).filter(|entry| *entry != 0),
+            ..Self::default()
+        };
         image.load_segments(header, data)?;
         let sections = header.sections(endian, data).map_err(|_| ImageError::Damaged("section headers"))?;
         image.load_words(&sections, data)?;

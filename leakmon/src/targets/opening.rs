@@ -179,6 +179,7 @@ fn plan<'data, R: ReadRef<'data>>(data: R, path: &Path, mut id: ImageId) -> Resu
                 return Ok(ProbePlan {
                     image: id,
                     path: path.to_owned(),
+                    entry_file_offset: image.entry.and_then(|entry| image.file_offset(entry)),
                     runtime: runtime.name,
                     runtime_version: planned.version,
                     task_types: planned.task_types,
