@@ -9,6 +9,7 @@
 //! | `table` | text for a person |
 //! | `json` | the JSON contract |
 //! | `folded` | folded stacks for flame graphs |
+//! | `plan` | a probe plan as text |
 //! | `series`, `metrics` | the bounded choice of time series, and Prometheus text |
 //! | `snapshot`, `http` | what a request may read, and the routes |
 //! | `escape`, `shorten`, `age`, `filter` | what formats share: harmless and fitting names, durations, `?pid=`, `?kind=` |
@@ -22,6 +23,7 @@ pub mod folded;
 pub mod http;
 pub mod json;
 pub mod metrics;
+pub mod plan;
 pub mod report;
 pub mod series;
 pub(crate) mod shorten;

@@ -1,5 +1,27 @@
 //! WHERE to probe: processes, ELF images, runtimes, probe sites. No BPF in here.
+//!
+//! In: the path of an ELF file. Out: a [`plan::ProbePlan`], from the image alone. It opens nothing but that file, and runs
+//! nothing. `processes` reads `/proc`, `unwind` makes the tables for walking stacks.
+//!
+//! | file | knows |
+//! | --- | --- |
+//! | `opening` | how to open a file without being held up, and what to say where there is no plan |
+//! | `image` | ELF: loaded bytes, relocated words, functions, symbols |
+//! | `references` | which code names an address |
+//! | `code`, `flow` | x86-64: instructions, and what the registers hold |
+//! | `runtimes` | the table of runtimes, each with its finder |
+//! | `tokio` | the only one so far |
 
 pub mod plan;
 pub mod processes;
+pub mod runtimes;
 pub mod unwind;
+
+mod code;
+mod flow;
+mod image;
+mod opening;
+mod references;
+mod tokio;
+
+pub use opening::{AnalyseError, analyse, analyse_bytes};

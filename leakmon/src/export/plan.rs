@@ -1,0 +1,91 @@
+//! A probe plan as text, for `leakmon probes IMAGE`.
+//!
+//! In: a [`ProbePlan`]. Out: lines for a person. Names come from the image and are escaped and bounded here.
+
+use super::escape::name as clean;
+use crate::targets::plan::{ProbePlan, ProbeSite, TaskType};
+use leakmon_ebpf::abi::{Condition, Kind, Role};
+use std::fmt::Write;
+
+/// Names of merged task types that are written; more are counted.
+const NAMES_MAX: usize = 4;
+/// Machine encodings of the 64-bit registers (x86-64: Intel SDM volume 2, table 2-2).
+const REGISTERS: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+];
+
+/// The plan as text that ends with a line end.
+#[must_use]
+pub fn render(plan: &ProbePlan) -> String {
+    let mut out = String::new();
+    // Writing to a string can't fail.
+    let _ = write_plan(&mut out, plan);
+    out
+}
+
+fn write_plan(out: &mut String, plan: &ProbePlan) -> std::fmt::Result {
+    let version = plan.runtime_version.as_deref().unwrap_or("(version unknown)");
+    writeln!(out, "{}", clean(&plan.path.display().to_string()))?;
+    writeln!(out, "runtime   {} {}", plan.runtime, clean(version))?;
+    if !plan.image.build_id.is_empty() {
+        writeln!(out, "build id  {}", clean(&plan.image.build_id))?;
+    }
+    writeln!(out, "\n{} task types", plan.task_types.len())?;
+    for (index, task_type) in plan.task_types.iter().enumerate() {
+        write_task_type(out, index, task_type)?;
+    }
+    for (role, title) in [(Role::Birth, "birth sites"), (Role::End, "completion sites")] {
+        writeln!(out, "\n{} {title}", plan.sites_of(role))?;
+        for site in plan.sites.iter().filter(|site| site.role == role) {
+            write_site(out, site)?;
+        }
+    }
+    writeln!(out, "\n{} of {} sites are cheap", plan.sites.len() - plan.slow_sites(), plan.sites.len())?;
+    for problem in &plan.problems {
+        writeln!(out, "problem: {}", clean(problem))?;
+    }
+    Ok(())
+}
+
+fn write_task_type(out: &mut String, index: usize, task_type: &TaskType) -> std::fmt::Result {
+    let kind = match task_type.kind {
+        Kind::Task => "task",
+        Kind::Local => "local",
+        Kind::Blocking => "blocking",
+    };
+    let names = task_type.names.iter().take(NAMES_MAX).map(|name| clean(name));
+    let mut names = names.collect::<Vec<_>>().join(" | ");
+    if task_type.names.len() > 1 {
+        names.insert_str(0, "one of ");
+    }
+    if task_type.names.len() > NAMES_MAX {
+        let _ = write!(names, " | {} more", task_type.names.len() - NAMES_MAX);
+    }
+    if names.is_empty() {
+        names.push_str("(no name)");
+    }
+    let owner = if task_type.runtime_owned { " (the runtime's own)" } else { "" };
+    writeln!(out, "  #{index:<4} {:#010x}  {kind:<8}  {names}{owner}", task_type.vtable)
+}
+
+fn write_site(out: &mut String, site: &ProbeSite) -> std::fmt::Result {
+    let task_type = match (site.role, site.task_type) {
+        (Role::End, _) => String::new(),
+        (Role::Birth, Some(index)) => format!("#{index}"),
+        (Role::Birth, None) => "several".to_owned(),
+    };
+    let condition = match site.condition {
+        Condition::Always => "",
+        Condition::ZeroSet => " if ZF",
+        Condition::ZeroClear => " if not ZF",
+    };
+    let register = REGISTERS.get(usize::from(site.register)).copied().unwrap_or("?");
+    let cost = if site.cheap { "cheap" } else { "slow" };
+    writeln!(
+        out,
+        "  {task_type:<7} {:#010x}  file {:#010x}  {cost:<5}  {:<28} {register}{condition}",
+        site.address,
+        site.file_offset,
+        clean(&site.instruction),
+    )
+}

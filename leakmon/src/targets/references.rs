@@ -1,0 +1,52 @@
+//! Which code names an address: a scan of all code for 32-bit distances that lead to one of a few addresses.
+//!
+//! In: an image and the addresses. Out: places in the code where a distance to one of them seems to be. Machine code has no
+//! marks, so a place may be a chance match: the caller decodes the function around it.
+
+use super::image::Image;
+
+/// Most places; hostile code may consist of nothing else.
+const PLACES_MAX: usize = 1 << 20;
+/// Bits of the filter before the exact search.
+const FILTER_BITS: u32 = 16;
+
+/// A place in the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reference {
+    /// Address of the distance; it is within the instruction that uses it.
+    pub(super) place: u64,
+    /// What it leads to.
+    pub(super) target: u64,
+}
+
+/// All references to the targets, by ascending place. The distance is reckoned from its own end, as in `lea reg, [rip + d]`,
+/// `mov reg, [rip + d]`, `call [rip + d]`, `call d` and `jmp d`.
+pub(super) fn references(image: &Image<'_>, targets: &[u64]) -> Vec<Reference> {
+    let mut targets = targets.to_vec();
+    targets.sort_unstable();
+    let (Some(first), Some(last)) = (targets.first().copied(), targets.last().copied()) else { return Vec::new() };
+    let mut filter = vec![false; 1 << FILTER_BITS];
+    for target in &targets {
+        filter[hash(*target)] = true;
+    }
+    let mut found = Vec::new();
+    for segment in image.segments.iter().filter(|segment| segment.executable) {
+        for (index, window) in segment.data.windows(4).enumerate() {
+            let distance = i32::from_le_bytes([window[0], window[1], window[2], window[3]]);
+            let place = segment.address + index as u64;
+            let target = (place + 4).wrapping_add_signed(i64::from(distance));
+            if target >= first && target <= last && filter[hash(target)] && targets.binary_search(&target).is_ok() {
+                found.push(Reference { place, target });
+                if found.len() >= PLACES_MAX {
+                    return found;
+                }
+            }
+        }
+    }
+    found
+}
+
+fn hash(address: u64) -> usize {
+    // Vtables are multiples of 8, functions mostly of 16.
+    ((address >> 3) & ((1 << FILTER_BITS) - 1)) as usize
+}
