@@ -289,13 +289,15 @@ fn find_at_top(text: &str, wanted: &str) -> Option<usize> {
     let mut depth = 0_usize;
     let bytes = text.as_bytes();
     for (at, byte) in bytes.iter().enumerate() {
+        // The arrow of a function type closes nothing.
+        if *byte == b'>' && at > 0 && bytes[at - 1] == b'-' {
+            continue;
+        }
         if depth == 0 && bytes[at..].starts_with(wanted.as_bytes()) {
             return Some(at);
         }
         match byte {
             b'<' | b'(' | b'[' | b'{' => depth += 1,
-            // The arrow of a function type closes nothing.
-            b'>' if at > 0 && bytes[at - 1] == b'-' => {}
             b'>' | b')' | b']' | b'}' => depth = depth.checked_sub(1)?,
             _ => {}
         }
