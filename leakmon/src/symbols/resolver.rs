@@ -25,14 +25,15 @@ use std::sync::Arc;
 pub const CACHE_ENTRIES_MAX: usize = 65_536;
 /// Bytes of text in them.
 pub const CACHE_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of debug information of an image beyond which only its symbol table is used. With 110 MB, 2,000 lookups spread over
-/// the whole image took 0.3 s and 140 MB (most of it the file's own pages); memory grows with the size.
-pub const DEBUG_BYTES_MAX: u64 = 512 << 20;
-/// Images that stay parsed between requests.
+/// Bytes of debug information, of all images that are parsed at once, and so of one image: beyond it only the symbol table
+/// is used. A dev build with 135 MB of it cost 202 MB at 2,000 lookups spread over the whole image, and 165 MB at the first
+/// 100: 70 MB of its own, the rest pages of the file. So this much stays below 250 MB. The symbol table cost 10 MB.
+pub const DEBUG_BYTES_MAX: u64 = 160 << 20;
+/// Images that stay parsed.
 const PARSED_IMAGES_MAX: usize = 16;
-/// Bytes of debug information of all images that stay parsed. One that is larger is parsed anew for each request that
-/// the cache can't answer.
-const PARSED_BYTES_MAX: u64 = 96 << 20;
+/// Bytes of debug information of an image that stays parsed while there is nothing to do. It takes 15 ms and more to parse a
+/// larger one again.
+const IDLE_BYTES_MAX: u64 = 16 << 20;
 /// Frames at one address: the innermost inlined ones and the function itself.
 const INLINED_MAX: usize = 64;
 /// Weight of an entry besides its text.
@@ -113,7 +114,7 @@ impl Resolver {
     pub fn new(limits: Limits) -> Self {
         Self {
             cache: RecencyTable::new(limits.cache_entries, limits.cache_bytes),
-            parsed: RecencyTable::new(PARSED_IMAGES_MAX, PARSED_BYTES_MAX),
+            parsed: RecencyTable::new(PARSED_IMAGES_MAX, limits.debug_bytes),
             debug_bytes_max: limits.debug_bytes,
             counts: ResolverCounts::default(),
         }
@@ -121,13 +122,16 @@ impl Resolver {
 
     /// Resolves a stack, innermost frame first. Each address gives at least one frame.
     pub fn resolve(&mut self, stack: &[RawFrame]) -> Vec<ResolvedFrame> {
-        // Images too large to stay parsed are parsed once for the whole stack.
-        let mut large = Vec::new();
         let mut frames = Vec::with_capacity(stack.len());
         for raw in stack {
-            frames.extend(self.resolve_place(raw, &mut large).iter().cloned());
+            frames.extend_from_slice(&self.resolve_place(raw));
         }
         frames
+    }
+
+    /// Gives back the memory of large images. To be called when there is nothing to resolve for now.
+    pub fn rest(&mut self) {
+        self.parsed.remove_heavier(IDLE_BYTES_MAX);
     }
 
     /// What was counted so far.
@@ -139,11 +143,7 @@ impl Resolver {
         }
     }
 
-    fn resolve_place(
-        &mut self,
-        raw: &RawFrame,
-        large: &mut Vec<(ImageKey, Option<Rc<ParsedImage>>)>,
-    ) -> Arc<[ResolvedFrame]> {
+    fn resolve_place(&mut self, raw: &RawFrame) -> Arc<[ResolvedFrame]> {
         let (image, file, offset) = match &raw.place {
             Place::Image { image, file, offset } => (image, file, *offset),
             Place::Region { name, offset } => return Arc::new([nameless(Some(name), None, *offset)]),
@@ -160,7 +160,7 @@ impl Resolver {
         };
         self.counts.looked_up += 1;
         let lookup = if raw.exact { offset } else { offset.saturating_sub(1) };
-        let parsed = self.parse(file, large);
+        let parsed = self.parse(file);
         let found = match (parsed, image.address_of(lookup)) {
             (Some(parsed), Some(address)) => catch_unwind(AssertUnwindSafe(|| parsed.look_up(address, &bare))),
             _ => Ok(Vec::new()),
@@ -170,7 +170,6 @@ impl Resolver {
             Ok(_) => Arc::new([bare]),
             Err(_) => {
                 self.counts.unreadable += 1;
-                large.retain(|(key, _)| *key != image.key);
                 self.parsed.insert(image.key, None, 0);
                 Arc::new([bare])
             }
@@ -180,23 +179,13 @@ impl Resolver {
     }
 
     /// The symbolizer of an image, made if need be.
-    fn parse(
-        &mut self,
-        file: &Arc<ImageFile>,
-        large: &mut Vec<(ImageKey, Option<Rc<ParsedImage>>)>,
-    ) -> Option<Rc<ParsedImage>> {
+    fn parse(&mut self, file: &Arc<ImageFile>) -> Option<Rc<ParsedImage>> {
         let key = file.image.key;
         if let Some(parsed) = self.parsed.get(&key) {
             return parsed.clone();
         }
-        if let Some((_, parsed)) = large.iter().find(|(known, _)| *known == key) {
-            return parsed.clone();
-        }
         let (parsed, debug_bytes) = self.open(file);
-        match debug_bytes > PARSED_BYTES_MAX {
-            true => large.push((key, parsed.clone())),
-            false => self.parsed.insert(key, parsed.clone(), debug_bytes),
-        }
+        self.parsed.insert(key, parsed.clone(), debug_bytes);
         parsed
     }
 

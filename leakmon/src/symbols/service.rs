@@ -7,9 +7,9 @@ use super::resolver::{Limits, RawFrame, Resolver, ResolverCounts};
 use crate::symbols::ResolvedFrame;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver as Queue, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Stacks that wait, unless configured otherwise. Each is at most 127 frames of some 60 bytes.
 pub const QUEUE_MAX: usize = 4_096;
@@ -83,21 +83,7 @@ impl<T: Send + 'static> SymbolService<T> {
         std::thread::Builder::new()
             .name("symbols".to_owned())
             .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || {
-                let mut resolver = Resolver::new(limits);
-                for Request { token, stack } in queue {
-                    let frames = resolver.resolve(&stack);
-                    // The files may be closed now, whatever the caller does with the answer.
-                    drop(stack);
-                    {
-                        let mut worker = seen.worker.lock().unwrap_or_else(PoisonError::into_inner);
-                        *worker = (worker.0 + 1, resolver.counts());
-                    }
-                    if replies.blocking_send(Reply { token, frames }).is_err() {
-                        return;
-                    }
-                }
-            })?;
+            .spawn(move || work(&queue, &replies, limits, &seen))?;
         Ok((Self { requests, shared }, answers))
     }
 
@@ -123,6 +109,28 @@ impl<T: Send + 'static> SymbolService<T> {
             refused: self.shared.refused.load(Ordering::Relaxed),
             answered,
             resolver,
+        }
+    }
+}
+
+/// Answers requests until nobody sends any, or nobody takes the answers.
+fn work<T>(queue: &Queue<Request<T>>, replies: &Sender<Reply<T>>, limits: Limits, shared: &Shared) {
+    let mut resolver = Resolver::new(limits);
+    loop {
+        let next = queue.try_recv().or_else(|_| {
+            resolver.rest();
+            queue.recv()
+        });
+        let Ok(Request { token, stack }) = next else { return };
+        let frames = resolver.resolve(&stack);
+        // The files may be closed now, whatever the caller does with the answer.
+        drop(stack);
+        {
+            let mut worker = shared.worker.lock().unwrap_or_else(PoisonError::into_inner);
+            *worker = (worker.0 + 1, resolver.counts());
+        }
+        if replies.blocking_send(Reply { token, frames }).is_err() {
+            return;
         }
     }
 }

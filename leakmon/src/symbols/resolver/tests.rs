@@ -241,6 +241,24 @@ fn the_cache_answers_and_is_bounded() {
 }
 
 #[test]
+fn large_images_are_given_back_at_rest_and_small_ones_kept() {
+    let address = landmark as *const () as u64;
+    let mut resolver = Resolver::new(Limits::default());
+    let large = place_in(&own_executable(), &[], address);
+    let Place::Image { image, .. } = &large else {
+        unreachable!()
+    };
+    assert!(image.debug_bytes > IDLE_BYTES_MAX, "the test is a large image");
+    let small = place_in(Path::new("/bin/true"), &[], address);
+    let first = resolver.resolve(&[exact(large.clone()), exact(small)].concat());
+    assert_eq!(resolver.parsed.len(), 2);
+    resolver.rest();
+    assert_eq!(resolver.parsed.len(), 1);
+    assert_eq!(resolver.resolve(&exact(large))[0], first[0], "the cache answers");
+    assert_eq!(resolver.parsed.len(), 1);
+}
+
+#[test]
 fn damaged_images_cost_their_names_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let whole = std::fs::read("/bin/true").unwrap();
