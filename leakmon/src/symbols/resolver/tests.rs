@@ -71,6 +71,58 @@ fn the_own_code_has_name_file_and_line() {
     assert_eq!(resolver.counts().without_debug + resolver.counts().unreadable, 0);
 }
 
+#[inline(always)]
+fn inlined_leaf(seed: u64) -> u64 {
+    std::hint::black_box(seed).rotate_left(7) ^ seed
+}
+
+/// A function whose code is mostly another's.
+#[inline(never)]
+fn holder(seed: u64) -> u64 {
+    inlined_leaf(seed)
+}
+
+#[test]
+fn inlined_functions_come_before_the_one_that_holds_them() {
+    let place = place_in(&own_executable(), &[], holder as *const () as u64);
+    let Place::Image { image, file, offset } = place else {
+        unreachable!()
+    };
+    assert_ne!(holder(1), 1);
+    let mut resolver = Resolver::new(Limits::default());
+    let function = |frame: &ResolvedFrame, name: &str| {
+        frame
+            .function
+            .as_ref()
+            .is_some_and(|function| function.ends_with(&format!("resolver::tests::{name}")))
+    };
+    let mut found = 0;
+    for within in 0..512 {
+        let (image, file) = (Arc::clone(&image), file.clone());
+        let frames = resolver.resolve(&exact(Place::Image {
+            image,
+            file,
+            offset: offset + within,
+        }));
+        if !function(frames.last().unwrap(), "holder") {
+            break;
+        }
+        let inlined: Vec<bool> = frames.iter().map(|frame| frame.inlined).collect();
+        assert_eq!(inlined.iter().filter(|inlined| !**inlined).count(), 1);
+        assert!(
+            frames
+                .iter()
+                .all(|frame| frame.offset == offset + within && frame.line.is_some())
+        );
+        if let [.., leaf, holder] = &frames[..] {
+            assert!(function(leaf, "inlined_leaf"), "{leaf:?}");
+            assert!(leaf.line < holder.line, "each has its own line");
+            found += 1;
+        }
+    }
+    assert!(found > 0, "no address is in the inlined function");
+}
+
 #[test]
 fn a_return_address_belongs_to_the_call_before_it() {
     let mut resolver = Resolver::new(Limits::default());
