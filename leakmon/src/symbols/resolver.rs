@@ -85,7 +85,7 @@ pub struct ResolverCounts {
     pub evicted: u64,
     /// Images whose debug information was refused or unreadable, and that had to do with their symbol table.
     pub without_debug: u64,
-    /// Images that could not be symbolised at all: refused, unreadable, or blazesym panicked.
+    /// Images that could not be symbolised at all.
     pub unreadable: u64,
 }
 
@@ -104,6 +104,8 @@ pub struct Resolver {
 struct ParsedImage {
     symbolizer: Symbolizer,
     source: Source<'static>,
+    /// Whether it uses debug information.
+    debug: bool,
     /// Keeps the descriptor in the source's path valid.
     _file: Arc<ImageFile>,
 }
@@ -160,22 +162,33 @@ impl Resolver {
         };
         self.counts.looked_up += 1;
         let lookup = if raw.exact { offset } else { offset.saturating_sub(1) };
-        let parsed = self.parse(file);
-        let found = match (parsed, image.address_of(lookup)) {
-            (Some(parsed), Some(address)) => catch_unwind(AssertUnwindSafe(|| parsed.look_up(address, &bare))),
-            _ => Ok(Vec::new()),
+        let found = match image.address_of(lookup) {
+            Some(address) => self.look_up(file, address, &bare),
+            None => Vec::new(),
         };
-        let frames: Arc<[ResolvedFrame]> = match found {
-            Ok(frames) if !frames.is_empty() => frames.into(),
-            Ok(_) => Arc::new([bare]),
-            Err(_) => {
-                self.counts.unreadable += 1;
-                self.parsed.insert(image.key, None, 0);
-                Arc::new([bare])
-            }
+        let frames: Arc<[ResolvedFrame]> = if found.is_empty() {
+            Arc::new([bare])
+        } else {
+            found.into()
         };
         self.cache.insert(key, Arc::clone(&frames), weight(&frames));
         frames
+    }
+
+    /// Looks an address up in the image's debug information, or in its symbol table if blazesym fails at the former.
+    fn look_up(&mut self, file: &Arc<ImageFile>, address: u64, bare: &ResolvedFrame) -> Vec<ResolvedFrame> {
+        // At most twice: with debug information, and without.
+        for _ in 0..2 {
+            let Some(parsed) = self.parse(file) else { break };
+            if let Some(frames) = parsed.look_up(address, bare) {
+                return frames;
+            }
+            let next = if parsed.debug { self.open_symbols(file) } else { None };
+            self.counts.without_debug += u64::from(next.is_some());
+            self.counts.unreadable += u64::from(!parsed.debug);
+            self.parsed.insert(file.image.key, next, 0);
+        }
+        Vec::new()
     }
 
     /// The symbolizer of an image, made if need be.
@@ -212,14 +225,19 @@ impl Resolver {
             refused = true;
         }
         self.counts.without_debug += u64::from(refused);
-        let harmless = own.0.compressed.iter().all(|section| section.debug);
-        let parsed = if harmless {
-            ParsedImage::open(file, own.1, own.0, false)
-        } else {
-            None
+        (self.open_symbols(file), 0)
+    }
+
+    /// Opens an image's symbol table alone.
+    fn open_symbols(&mut self, file: &Arc<ImageFile>) -> Option<Rc<ParsedImage>> {
+        // blazesym would unpack a compressed symbol table, whatever its size.
+        let harmless = file.image.compressed.iter().all(|section| section.debug);
+        let parsed = match harmless {
+            true => ParsedImage::open(file, &file.file, &file.image, false),
+            false => None,
         };
         self.counts.unreadable += u64::from(parsed.is_none());
-        (parsed, 0)
+        parsed
     }
 }
 
@@ -238,6 +256,7 @@ impl ParsedImage {
                 .set_debug_dirs(Some(Vec::<PathBuf>::new()))
                 .build(),
             source: Source::Elf(elf),
+            debug,
             _file: Arc::clone(file),
         };
         let first = Input::VirtOffset(image.segments.first()?.address);
@@ -247,15 +266,19 @@ impl ParsedImage {
         matches!(tried, Ok(true)).then(|| Rc::new(parsed))
     }
 
-    /// The frames at a virtual address, innermost first; none where no symbol covers it.
-    fn look_up(&self, address: u64, bare: &ResolvedFrame) -> Vec<ResolvedFrame> {
-        let symbolized = self
-            .symbolizer
-            .symbolize_single(&self.source, Input::VirtOffset(address));
-        match symbolized.as_ref().map(|symbolized| symbolized.as_sym()) {
-            Ok(Some(symbol)) => frames_of(symbol, bare),
-            _ => Vec::new(),
-        }
+    /// The frames at a virtual address, innermost first; none where no symbol covers it. `None` if blazesym fails or
+    /// panics.
+    fn look_up(&self, address: u64, bare: &ResolvedFrame) -> Option<Vec<ResolvedFrame>> {
+        let looked_up = catch_unwind(AssertUnwindSafe(|| {
+            let input = Input::VirtOffset(address);
+            let symbolized = self.symbolizer.symbolize_single(&self.source, input).ok()?;
+            Some(
+                symbolized
+                    .as_sym()
+                    .map_or_else(Vec::new, |symbol| frames_of(symbol, bare)),
+            )
+        }));
+        looked_up.ok().flatten()
     }
 }
 
