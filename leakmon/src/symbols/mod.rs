@@ -14,6 +14,7 @@ pub mod debug_file;
 pub mod hidden;
 pub mod image;
 pub mod names;
+pub mod nesting;
 pub mod recency;
 pub mod resolver;
 pub mod service;

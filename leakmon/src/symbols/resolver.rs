@@ -9,6 +9,7 @@
 use super::address_space::Place;
 use super::image::{CompressedSection, Image, ImageFile, ImageKey};
 use super::names;
+use super::nesting;
 use super::recency::RecencyTable;
 use crate::symbols::ResolvedFrame;
 use blazesym::symbolize::source::{Elf, Source};
@@ -251,7 +252,7 @@ impl ParsedImage {
             symbolizer: Symbolizer::builder()
                 .enable_auto_reload(false)
                 .enable_code_info(debug)
-                .enable_inlined_fns(debug)
+                .enable_inlined_fns(debug && nesting::is_bounded(image, data))
                 .enable_demangling(false)
                 .set_debug_dirs(Some(Vec::<PathBuf>::new()))
                 .build(),
