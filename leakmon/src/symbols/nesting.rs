@@ -69,3 +69,65 @@ fn read(file: &File, offset: u64, len: u64, max: u64) -> Option<Vec<u8>> {
     file.read_exact_at(&mut buffer, offset).ok()?;
     Some(buffer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Write;
+
+    /// One abbreviation: an inlined function with children and no attributes.
+    const ABBREVIATION: [u8; 6] = [1, 0x1d, 1, 0, 0, 0];
+
+    /// Whether a file of these two sections is accepted.
+    fn accepts(info: &[u8], abbreviations: &[u8]) -> bool {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[info, abbreviations].concat()).unwrap();
+        let (info, abbreviations) = (info.len() as u64, abbreviations.len() as u64);
+        walk(&file, (0, info), (info, abbreviations)).is_some()
+    }
+
+    /// A unit (version 4, abbreviations at 0, addresses of 8 bytes) of entries nested so deep.
+    fn unit(levels: usize) -> Vec<u8> {
+        let entries = [vec![1; levels], vec![0; levels]].concat();
+        let length = entries.len() as u32 + 7;
+        [&length.to_le_bytes()[..], &[4, 0, 0, 0, 0, 0, 8], &entries].concat()
+    }
+
+    #[test]
+    fn the_bound_holds_in_every_unit() {
+        // The first entry is at level 0.
+        let most = LEVELS_MAX as usize;
+        for (units, accepted) in [
+            (vec![], true),
+            (vec![1], true),
+            (vec![most, most], true),
+            (vec![most + 2], false),
+            (vec![1, 1, most + 2], false),
+        ] {
+            let info: Vec<u8> = units.iter().flat_map(|levels| unit(*levels)).collect();
+            assert_eq!(accepts(&info, &ABBREVIATION), accepted, "{units:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_tree_is_refused() {
+        let whole = unit(3);
+        assert!(!accepts(&whole[..whole.len() - 1], &ABBREVIATION), "cut off");
+        assert!(!accepts(&whole[..2], &ABBREVIATION), "no length");
+        assert!(!accepts(&whole, &[2, 0x1d, 1, 0, 0, 0]), "no such abbreviation");
+        assert!(!accepts(&[0xff; 40], &ABBREVIATION), "64-bit");
+        assert!(!accepts(&[0; 4], &ABBREVIATION), "an empty unit");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(mut info in proptest::collection::vec(any::<u8>(), 11..200),
+            abbreviations in proptest::collection::vec(0_u8..40, 0..60)) {
+            let length = info.len() as u32 - 4;
+            info[..4].copy_from_slice(&length.to_le_bytes());
+            info[4..6].copy_from_slice(&[4, 0]);
+            accepts(&info, &abbreviations);
+        }
+    }
+}
