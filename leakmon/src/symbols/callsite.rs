@@ -3,11 +3,11 @@
 //! In: the kind and the frame that is the location. Out: 64 bits, printed as sixteen hexadecimal digits. It groups
 //! nothing: `live` does.
 //!
-//! The id is FNV-1a (64 bits) over: the kind's word, a zero byte, the image's build id in lower-case hexadecimal, a zero
-//! byte, the offset in the image's file as eight bytes, least significant first. An image without build id goes by `image:` and
-//! its file name instead. Only the offset of the machine instruction is hashed and not the depth of inlining: of the
-//! frames that share one address the location is always the same one, and so a host that has the debug file gives the id that a
-//! host without it gives, wherever both find the location in the same machine frame.
+//! The id is FNV-1a (64 bits) over: the kind's word, a zero byte, the image's build id in lower-case hexadecimal, a
+//! zero byte, the offset in the image's file as eight bytes, least significant first. An image without build id goes
+//! by `image:` and its file name instead. Only the offset of the machine instruction is hashed and not the depth of
+//! inlining: of the frames that share one address the location is always the same one, and so a host that has the
+//! debug file gives the id that a host without it gives, wherever both find the location in the same machine frame.
 
 use crate::symbols::ResolvedFrame;
 use std::fmt;

@@ -213,7 +213,8 @@ impl Image {
     }
 }
 
-/// An image whose file is held open, so it can be symbolised after its process has gone and its path has been deleted.
+/// An image whose file is held open, so it can be symbolised after its process has gone and its path has been
+/// deleted.
 #[derive(Debug)]
 pub struct ImageFile {
     /// Its facts.
@@ -252,8 +253,8 @@ fn text_at(table: &[u8], at: u32) -> Option<&[u8]> {
     table.get(at as usize..)?.split(|byte| *byte == 0).next()
 }
 
-/// The build id among the notes of a segment: entries of name size, descriptor size, type, name, descriptor, each padded
-/// to `align` (4, or 8 in segments that say so).
+/// The build id among the notes of a segment: entries of name size, descriptor size, type, name, descriptor, each
+/// padded to `align` (4, or 8 in segments that say so).
 fn build_id(notes: &[u8], align: u64) -> Option<Arc<str>> {
     let align = if align == 8 { 8 } else { 4 };
     let mut at = 0_usize;
@@ -276,8 +277,8 @@ fn build_id(notes: &[u8], align: u64) -> Option<Arc<str>> {
     None
 }
 
-/// The contents of `.gnu_debuglink`: a file name, a zero byte, padding to four bytes, the CRC-32 of that file. A name that
-/// leads elsewhere is no name.
+/// The contents of `.gnu_debuglink`: a file name, a zero byte, padding to four bytes, the CRC-32 of that file. A name
+/// that leads elsewhere is no name.
 fn debug_link(data: &[u8]) -> Option<(String, u32)> {
     let end = data.iter().position(|byte| *byte == 0)?;
     let name = std::str::from_utf8(&data[..end]).ok()?;

@@ -1,7 +1,7 @@
 //! How deep the tree of an image's debug information is.
 //!
-//! In: an image and its file. Out: whether blazesym may look for inlined functions in it, which it does by recursion: some
-//! hundred kilobytes of nested entries would overflow its stack and end the daemon. It keeps nothing.
+//! In: an image and its file. Out: whether blazesym may look for inlined functions in it, which it does by recursion:
+//! some hundred kilobytes of nested entries would overflow its stack and end the daemon. It keeps nothing.
 //!
 //! The tree is that of DWARF 5, section 2.3 (and 7.5 for its form); gimli walks it, one unit in memory at a time.
 
@@ -10,7 +10,8 @@ use gimli::{DebugAbbrev, DebugInfo, LittleEndian};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Levels that are allowed. A dev build with 135 MB of debug information has 38; blazesym needs less than a kilobyte a level.
+/// Levels that are allowed. A dev build with 135 MB of debug information has 38; blazesym needs less than a kilobyte
+/// a level.
 pub const LEVELS_MAX: isize = 1_000;
 /// Bytes of one unit. Fat LTO gives units of a whole crate each; larger ones are not looked at.
 const UNIT_BYTES_MAX: u64 = 64 << 20;
@@ -19,8 +20,8 @@ const ABBREVIATIONS_BYTES_MAX: u64 = 16 << 20;
 /// Unit lengths from here on are no lengths; the last one says that 64 bits follow (DWARF 5, section 7.4).
 const LENGTH_ESCAPES: u32 = 0xffff_fff0;
 
-/// Whether no unit nests deeper than [`LEVELS_MAX`]. `false` too where that can't be told: a compressed or a broken tree,
-/// units of 64-bit DWARF. Takes 0.2 s for 50 MB of `.debug_info`.
+/// Whether no unit nests deeper than [`LEVELS_MAX`]. `false` too where that can't be told: a compressed or a broken
+/// tree, units of 64-bit DWARF. Takes 0.2 s for 50 MB of `.debug_info`.
 #[must_use]
 pub fn is_bounded(image: &Image, file: &File) -> bool {
     image

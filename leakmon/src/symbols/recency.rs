@@ -50,8 +50,8 @@ impl<K: Clone + Eq + Hash, V> RecencyTable<K, V> {
         Some(&entry.value)
     }
 
-    /// Keeps `value` under `key`, and forgets others until the bounds hold. What alone weighs more than the bound is not
-    /// kept and counts as evicted.
+    /// Keeps `value` under `key`, and forgets others until the bounds hold. What alone weighs more than the bound is
+    /// not kept and counts as evicted.
     pub fn insert(&mut self, key: K, value: V, weight: u64) {
         self.remove(&key);
         if self.entries_max == 0 || weight > self.weight_max {

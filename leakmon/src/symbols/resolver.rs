@@ -3,8 +3,8 @@
 //! In: places of addresses ([`super::address_space::Place`]). Out: [`ResolvedFrame`]s, inlined functions before the
 //! function they were inlined into. It blocks and reads files, so it runs on the thread of [`super::service`] only.
 //!
-//! blazesym reads the files by the path of a descriptor held open, `/proc/self/fd/N`. It trusts what it reads: sizes are
-//! checked here before it sees a file, and a panic inside costs that image its names.
+//! blazesym reads the files by the path of a descriptor held open, `/proc/self/fd/N`. It trusts what it reads: sizes
+//! are checked here before it sees a file, and a panic inside costs that image its names.
 
 use super::address_space::Place;
 use super::image::{CompressedSection, Image, ImageFile, ImageKey};
@@ -26,14 +26,15 @@ use std::sync::Arc;
 pub const CACHE_ENTRIES_MAX: usize = 65_536;
 /// Bytes of text in them.
 pub const CACHE_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of debug information, of all images that are parsed at once, and so of one image: beyond it only the symbol table
-/// is used. A dev build with 135 MB of it cost 202 MB at 2,000 lookups spread over the whole image, and 165 MB at the first
-/// 100: 70 MB of its own, the rest pages of the file. So this much stays below 250 MB. The symbol table cost 10 MB.
+/// Bytes of debug information, of all images that are parsed at once, and so of one image: beyond it only the symbol
+/// table is used. A dev build with 135 MB of it cost 202 MB at 2,000 lookups spread over the whole image, and 165 MB
+/// at the first 100: 70 MB of its own, the rest pages of the file. So this much stays below 250 MB. The symbol table
+/// cost 10 MB.
 pub const DEBUG_BYTES_MAX: u64 = 160 << 20;
 /// Images that stay parsed.
 const PARSED_IMAGES_MAX: usize = 16;
-/// Bytes of debug information of an image that stays parsed while there is nothing to do. It takes 15 ms and more to parse a
-/// larger one again.
+/// Bytes of debug information of an image that stays parsed while there is nothing to do. It takes 15 ms and more to
+/// parse a larger one again.
 const IDLE_BYTES_MAX: u64 = 16 << 20;
 /// Frames at one address: the innermost inlined ones and the function itself.
 const INLINED_MAX: usize = 64;
@@ -70,8 +71,8 @@ impl Default for Limits {
 pub struct RawFrame {
     /// Where it lies.
     pub place: Place,
-    /// Whether the instruction there was about to run (the probe site itself, a frame that a signal interrupted), or is
-    /// the one after a call, which may belong to the next function already.
+    /// Whether the instruction there was about to run (the probe site itself, a frame that a signal interrupted), or
+    /// is the one after a call, which may belong to the next function already.
     pub exact: bool,
 }
 
@@ -203,8 +204,8 @@ impl Resolver {
         parsed
     }
 
-    /// Opens an image with its debug information, or its debug file's, and with its symbol table alone where that is too
-    /// large or unreadable. Also says how many bytes of debug information are in use.
+    /// Opens an image with its debug information, or its debug file's, and with its symbol table alone where that is
+    /// too large or unreadable. Also says how many bytes of debug information are in use.
     fn open(&mut self, file: &Arc<ImageFile>) -> (Option<Rc<ParsedImage>>, u64) {
         let own = (&*file.image, &file.file);
         let separate = file.debug.as_ref().map(|(image, file)| (image, file));
@@ -248,7 +249,8 @@ impl ParsedImage {
         let mut elf = Elf::new(PathBuf::from(format!("/proc/self/fd/{}", data.as_raw_fd())));
         elf.debug_syms = debug;
         let parsed = Self {
-            // Demangling is done by `names`, within bounds; debug files are found by `debug_file`, in the process's root.
+            // Demangling is done by `names`, within bounds; debug files are found by `debug_file`, in the process's
+            // root.
             symbolizer: Symbolizer::builder()
                 .enable_auto_reload(false)
                 .enable_code_info(debug)

@@ -1,7 +1,7 @@
 //! Symbolising off the event path: requests go into a bounded queue, answers come out of a channel.
 //!
-//! In: stacks with a token of the caller's. Out: the token with the resolved frames, in the order of the requests. One
-//! thread works, so the caller never waits; it owns the [`Resolver`] and all that was parsed.
+//! In: stacks with a token of the caller's. Out: the token with the resolved frames, in the order of the requests.
+//! One thread works, so the caller never waits; it owns the [`Resolver`] and all that was parsed.
 
 use super::resolver::{Limits, RawFrame, Resolver, ResolverCounts};
 use crate::symbols::ResolvedFrame;
@@ -13,7 +13,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Stacks that wait, unless configured otherwise. Each is at most 127 frames of some 60 bytes.
 pub const QUEUE_MAX: usize = 4_096;
-/// The worker's stack: DWARF is a tree that blazesym descends by recursion. Pages that are never touched cost nothing.
+/// The worker's stack: DWARF is a tree that blazesym descends by recursion. Pages that are never touched cost
+/// nothing.
 const THREAD_STACK_BYTES: usize = 64 << 20;
 
 /// A stack to resolve.
@@ -71,7 +72,8 @@ struct Shared {
 }
 
 impl<T: Send + 'static> SymbolService<T> {
-    /// Starts the worker. At most `queue_max` requests wait, and as many answers; the worker waits while nobody takes them.
+    /// Starts the worker. At most `queue_max` requests wait, and as many answers; the worker waits while nobody takes
+    /// them.
     ///
     /// # Errors
     /// The thread can't be started.
@@ -176,7 +178,8 @@ mod tests {
                 stack: nowhere(0),
             }) {
                 Ok(()) => taken += 1,
-                // The worker may be about to take one from the queue; it is stuck for good once it has answered three.
+                // The worker may be about to take one from the queue; it is stuck for good once it has answered
+                // three.
                 Err(Refused::Full(_)) if service.counts().answered < 3 => std::thread::yield_now(),
                 Err(refused) => break refused,
             }

@@ -82,7 +82,7 @@ fn other_forms_are_owned() {
                 "<F as core::future::into_future::IntoFuture>::into_future",
                 "<[T]>::sort",
                 "<str>::len",
-                "<fn() -> core::result::Result<(), alloc::string::String> as core::ops::function::FnOnce<()>>::call_once",
+                "<fn() -> core::result::Result<(), E> as core::ops::function::FnOnce<()>>::call_once",
                 "<*const T>::add",
                 "core::ptr::drop_in_place::<app::Foo>",
                 "__libc_start_main_impl",
@@ -184,7 +184,7 @@ const STACKS: &[(&str, &[&str], usize)] = &[
         &[
             "tokio::task::spawn::spawn",
             "app::main::{{closure}}::{{closure}}",
-            "<futures_util::stream::futures_unordered::FuturesUnordered<Fut> as futures_core::stream::Stream>::poll_next",
+            "<futures_util::stream::FuturesUnordered<Fut> as futures_core::stream::Stream>::poll_next",
             "app::main::{{closure}}",
         ],
         1,

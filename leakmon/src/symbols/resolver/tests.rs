@@ -318,7 +318,8 @@ fn large_images_are_given_back_at_rest_and_small_ones_kept() {
 fn nested(depth: usize) -> String {
     let opened = format!(".fill {depth},1,3\n.fill {depth},1,0\n");
     format!(
-        ".text\n.globl main\n.type main,@function\n.file 1 \"a.c\"\nmain:\n.loc 1 5\nxor %eax,%eax\n.loc 1 6\nret\n.Le:\n\
+        ".text\n.globl main\n.type main,@function\n\
+         .file 1 \"a.c\"\nmain:\n.loc 1 5\nxor %eax,%eax\n.loc 1 6\nret\n.Le:\n\
          .size main, .Le-main\n\
          .section .debug_abbrev,\"\",@progbits\n.byte 1,0x11,1,0x11,1,0x12,7,0x10,0x17,0,0\n\
          .byte 2,0x2e,1,0x11,1,0x12,7,0x03,8,0,0\n.byte 3,0x1d,1,0,0\n.byte 0\n\

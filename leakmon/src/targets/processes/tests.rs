@@ -135,8 +135,9 @@ proptest! {
         prop_assume!(!path.contains("\\012") && !path.ends_with(" (deleted)"));
         let escaped = path.replace('\n', "\\012");
         let suffix = if gone { " (deleted)" } else { "" };
-        let text = format!("{start:08x}-{:08x} r-xp {offset:08x} {major:02x}:{minor:02x} {inode} {:20}{escaped}{suffix}",
-            start + len, "");
+        let range = format!("{start:08x}-{:08x}", start + len);
+        let file = format!("{offset:08x} {major:02x}:{minor:02x} {inode}");
+        let text = format!("{range} r-xp {file} {:20}{escaped}{suffix}", "");
         let expected = Mapping { start, end: start + len, file_offset: offset,
             device: nix::sys::stat::makedev(major, minor), inode, path: PathBuf::from(path), deleted: gone };
         prop_assert_eq!(parse_line(text.as_bytes()), Some((expected, true)));
