@@ -1,7 +1,8 @@
 //! Which file an address of a target belongs to.
 //!
-//! In: `/proc` of a living process. Out: for an address, the image and the offset in its file ([`AddressSpace::place`]), good
-//! after the process has ended, since the files are held open in an [`ImageTable`]. It names nothing.
+//! In: `/proc` of a living process. Out: for an address, the image and the offset in its file
+//! ([`AddressSpace::place`]), good after the process has ended, since the files are held open in an [`ImageTable`].
+//! It names nothing.
 
 use super::image::{Image, ImageFile, ImageKey};
 use super::{debug_file, recency::RecencyTable};
@@ -23,7 +24,8 @@ pub struct ImageTable {
 }
 
 impl ImageTable {
-    /// An empty table of at most `open_max` images. Debug files are looked for in `debug_directories`, which are absolute.
+    /// An empty table of at most `open_max` images. Debug files are looked for in `debug_directories`, which are
+    /// absolute.
     #[must_use]
     pub fn new(open_max: usize, debug_directories: Vec<PathBuf>) -> Self {
         Self {
@@ -120,7 +122,8 @@ struct Region {
 }
 
 impl AddressSpace {
-    /// Reads what process `tgid` maps now, and opens its images. A file that can't be opened loses its names, no more.
+    /// Reads what process `tgid` maps now, and opens its images. A file that can't be opened loses its names, no
+    /// more.
     ///
     /// # Errors
     /// [`ProcessError::Gone`] and whatever else prevents reading `maps`.

@@ -1,10 +1,11 @@
 //! Separate debug files: where a stripped image's names and lines are kept.
 //!
-//! In: an image's facts, and the root of the process that maps it. Out: the debug file, open and proven to belong to the
-//! image. It looks inside the process's root first, then on the host. It reads no DWARF.
+//! In: an image's facts, and the root of the process that maps it. Out: the debug file, open and proven to belong to
+//! the image. It looks inside the process's root first, then on the host. It reads no DWARF.
 //!
-//! The places are gdb's (Debugging with GDB, "Debugging Information in Separate Files"): `DIR/.build-id/ab/cdef.debug`;
-//! beside the image, in `.debug/` beside it, and in `DIR/` followed by the image's own directory.
+//! The places are gdb's (Debugging with GDB, "Debugging Information in Separate Files"):
+//! `DIR/.build-id/ab/cdef.debug`; beside the image, in `.debug/` beside it, and in `DIR/` followed by the image's own
+//! directory.
 
 use super::image::Image;
 use crate::targets::processes::open_in_root;
@@ -19,7 +20,8 @@ pub const DEBUG_DIRECTORIES_MAX: usize = 16;
 /// Bytes of a debug file whose checksum is computed: it is read whole, which takes some 0.2 s for this much.
 const CHECKSUM_BYTES_MAX: u64 = 256 << 20;
 
-/// Finds the debug file of `image`. `directories` are absolute; those beyond [`DEBUG_DIRECTORIES_MAX`] are not searched.
+/// Finds the debug file of `image`. `directories` are absolute; those beyond [`DEBUG_DIRECTORIES_MAX`] are not
+/// searched.
 #[must_use]
 pub fn find(image: &Image, process_root: Option<&File>, directories: &[PathBuf]) -> Option<(Image, File)> {
     let host_root = File::open("/").ok();

@@ -1,11 +1,11 @@
 //! The location of a stack: the innermost frame of the user's code.
 //!
-//! In: resolved frames, and patterns of code to hide. Out: the index of one frame. Nothing is thrown away: hidden frames
-//! stay in the stack, they are just no location.
+//! In: resolved frames, and patterns of code to hide. Out: the index of one frame. Nothing is thrown away: hidden
+//! frames stay in the stack, they are just no location.
 //!
 //! What counts is the crate that *defines* a function. `<app::Foo as core::future::Future>::poll` is the app's,
-//! `tokio::task::spawn::spawn::<app::main::{closure#0}>` is tokio's, `<F as tower::Service>::call` is tower's, since only the
-//! trait's crate may implement it for every type.
+//! `tokio::task::spawn::spawn::<app::main::{closure#0}>` is tokio's, `<F as tower::Service>::call` is tower's, since
+//! only the trait's crate may implement it for every type.
 
 use crate::symbols::ResolvedFrame;
 
@@ -35,8 +35,8 @@ const RUNTIME: [&str; 14] = [
     "gimli",
 ];
 
-/// Crates through which others' code is run or spawned: a location only if nothing else is left but the runtime. Whole
-/// names, since people call their own crates `axum_shop` and `tower_of_london`.
+/// Crates through which others' code is run or spawned: a location only if nothing else is left but the runtime.
+/// Whole names, since people call their own crates `axum_shop` and `tower_of_london`.
 #[rustfmt::skip]
 const WRAPPERS: [&str; 84] = [
     "async_compat", "async_recursion", "async_stream", "async_trait", "axum", "axum_core",
@@ -55,7 +55,8 @@ const WRAPPERS: [&str; 84] = [
     "tungstenite", "want", "warp",
 ];
 
-/// C functions between the kernel and Rust's `main`, and Rust's own symbols that are in no crate. A star ends a prefix.
+/// C functions between the kernel and Rust's `main`, and Rust's own symbols that are in no crate. A star ends a
+/// prefix.
 const STARTUP: [&str; 12] = [
     "_start",
     "main",
@@ -71,8 +72,8 @@ const STARTUP: [&str; 12] = [
     "_Unwind_*",
 ];
 
-/// What people call their own wrappers around spawning. Such a function of the user's is the location only if no other
-/// function of the user's called it: all its callers would be one callsite otherwise.
+/// What people call their own wrappers around spawning. Such a function of the user's is the location only if no
+/// other function of the user's called it: all its callers would be one callsite otherwise.
 const SPAWN_NAMES: [&str; 18] = [
     "spawn",
     "spawn_background",
@@ -126,8 +127,9 @@ pub struct HideTable {
 }
 
 impl HideTable {
-    /// The built-in table and the user's `patterns`: a crate (`mycrate`), a path (`mycrate::pool`, which hides what is below as
-    /// well), or either with stars, each for any text. At most [`PATTERNS_MAX`] of [`PATTERN_BYTES_MAX`] bytes.
+    /// The built-in table and the user's `patterns`: a crate (`mycrate`), a path (`mycrate::pool`, which hides what
+    /// is below as well), or either with stars, each for any text. At most [`PATTERNS_MAX`] of [`PATTERN_BYTES_MAX`]
+    /// bytes.
     ///
     /// # Errors
     /// See [`HideError`].
@@ -148,8 +150,8 @@ impl HideTable {
         Ok(table)
     }
 
-    /// Index of the frame that is the location: the innermost of the user's code; if there is none, the innermost outside
-    /// the runtime; else the first, which is the probe site itself. 0 for an empty stack.
+    /// Index of the frame that is the location: the innermost of the user's code; if there is none, the innermost
+    /// outside the runtime; else the first, which is the probe site itself. 0 for an empty stack.
     #[must_use]
     pub fn location(&self, frames: &[ResolvedFrame]) -> usize {
         let site_image = frames.first().and_then(|frame| frame.image.as_deref());
@@ -182,8 +184,8 @@ impl HideTable {
         {
             return Owner::Wrapper;
         }
-        // Of a type and a trait, one must be known to the other's crate: it is the crate further from the language that
-        // wrote the implementation.
+        // Of a type and a trait, one must be known to the other's crate: it is the crate further from the language
+        // that wrote the implementation.
         paths
             .iter()
             .map(|path| owner_of_path(path))
@@ -215,8 +217,8 @@ fn is_spawn_wrapper(name: &str) -> bool {
     })
 }
 
-/// The paths, without generic arguments, whose crates may have defined a function: of its own path, or of the type and of the
-/// trait that it implements. Empty where the name tells nothing.
+/// The paths, without generic arguments, whose crates may have defined a function: of its own path, or of the type
+/// and of the trait that it implements. Empty where the name tells nothing.
 fn defining_paths(name: &str, depth: usize) -> Vec<String> {
     if depth > DEPTH_MAX {
         return Vec::new();
@@ -289,13 +291,15 @@ fn find_at_top(text: &str, wanted: &str) -> Option<usize> {
     let mut depth = 0_usize;
     let bytes = text.as_bytes();
     for (at, byte) in bytes.iter().enumerate() {
+        // The arrow of a function type closes nothing.
+        if *byte == b'>' && at > 0 && bytes[at - 1] == b'-' {
+            continue;
+        }
         if depth == 0 && bytes[at..].starts_with(wanted.as_bytes()) {
             return Some(at);
         }
         match byte {
             b'<' | b'(' | b'[' | b'{' => depth += 1,
-            // The arrow of a function type closes nothing.
-            b'>' if at > 0 && bytes[at - 1] == b'-' => {}
             b'>' | b')' | b']' | b'}' => depth = depth.checked_sub(1)?,
             _ => {}
         }
@@ -335,7 +339,8 @@ fn is_at_or_below(pattern: &str, path: &str) -> bool {
             .any(|(at, _)| matches_glob(pattern, &path[..at]))
 }
 
-/// Whether all of `text` is `pattern`, in which each star stands for any text. Time is their lengths' product at worst.
+/// Whether all of `text` is `pattern`, in which each star stands for any text. Time is their lengths' product at
+/// worst.
 fn matches_glob(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut at, mut seen) = (0, 0);

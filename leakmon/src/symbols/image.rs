@@ -101,6 +101,8 @@ pub struct Image {
     pub debug_bytes: u64,
     /// Compressed sections.
     pub compressed: Vec<CompressedSection>,
+    /// Offset and size in the file of `.debug_info` and `.debug_abbrev`, where they are there and not compressed.
+    pub debug_tree: Option<[(u64, u64); 2]>,
     /// File name in `.gnu_debuglink` and the checksum of that file.
     pub debug_link: Option<(String, u32)>,
 }
@@ -121,6 +123,7 @@ impl Image {
             segments: Vec::new(),
             debug_bytes: 0,
             compressed: Vec::new(),
+            debug_tree: None,
             debug_link: None,
         };
         if let Some(header) = bytes(file, 0, HEADER_BYTES as u64)
@@ -178,6 +181,7 @@ impl Image {
         }
         let entry = table.chunks_exact(SECTION_BYTES).nth(names_index)?;
         let names = bytes(file, u64_at(entry, 24)?, u64_at(entry, 32)?.min(SMALL_BYTES_MAX))?;
+        let (mut info, mut abbreviations) = (None, None);
         for entry in table.chunks_exact(SECTION_BYTES) {
             let (kind, flags) = (u32_at(entry, 4)?, u64_at(entry, 8)?);
             let (file_offset, size) = (u64_at(entry, 24)?, u64_at(entry, 32)?);
@@ -193,16 +197,24 @@ impl Image {
                     file_offset,
                     size,
                 });
+            } else if name == b".debug_info" {
+                info = Some((file_offset, size));
+            } else if name == b".debug_abbrev" {
+                abbreviations = Some((file_offset, size));
             }
             if name == b".gnu_debuglink" && size <= SMALL_BYTES_MAX {
                 self.debug_link = bytes(file, file_offset, size).and_then(|link| debug_link(&link));
             }
         }
+        self.debug_tree = info
+            .zip(abbreviations)
+            .map(|(info, abbreviations)| [info, abbreviations]);
         Some(())
     }
 }
 
-/// An image whose file is held open, so it can be symbolised after its process has gone and its path has been deleted.
+/// An image whose file is held open, so it can be symbolised after its process has gone and its path has been
+/// deleted.
 #[derive(Debug)]
 pub struct ImageFile {
     /// Its facts.
@@ -241,8 +253,8 @@ fn text_at(table: &[u8], at: u32) -> Option<&[u8]> {
     table.get(at as usize..)?.split(|byte| *byte == 0).next()
 }
 
-/// The build id among the notes of a segment: entries of name size, descriptor size, type, name, descriptor, each padded
-/// to `align` (4, or 8 in segments that say so).
+/// The build id among the notes of a segment: entries of name size, descriptor size, type, name, descriptor, each
+/// padded to `align` (4, or 8 in segments that say so).
 fn build_id(notes: &[u8], align: u64) -> Option<Arc<str>> {
     let align = if align == 8 { 8 } else { 4 };
     let mut at = 0_usize;
@@ -265,8 +277,8 @@ fn build_id(notes: &[u8], align: u64) -> Option<Arc<str>> {
     None
 }
 
-/// The contents of `.gnu_debuglink`: a file name, a zero byte, padding to four bytes, the CRC-32 of that file. A name that
-/// leads elsewhere is no name.
+/// The contents of `.gnu_debuglink`: a file name, a zero byte, padding to four bytes, the CRC-32 of that file. A name
+/// that leads elsewhere is no name.
 fn debug_link(data: &[u8]) -> Option<(String, u32)> {
     let end = data.iter().position(|byte| *byte == 0)?;
     let name = std::str::from_utf8(&data[..end]).ok()?;

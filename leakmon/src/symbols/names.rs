@@ -16,7 +16,8 @@ const LAYERS_MAX: usize = 16;
 /// Depth to which the C++ demangler may nest; its own default is 96 for parsing.
 const CPP_DEPTH_MAX: u32 = 96;
 
-/// Words that compilers append after a dot: LLVM's function splitting and thin LTO, GCC's clones. Numbers are dropped too.
+/// Words that compilers append after a dot: LLVM's function splitting and thin LTO, GCC's clones. Numbers are dropped
+/// too.
 const SUFFIXES: [&str; 8] = [
     "llvm",
     "cold",
@@ -237,15 +238,18 @@ mod tests {
     fn task_types_lose_what_carries_them() {
         let handle = "alloc::sync::Arc<tokio::runtime::scheduler::multi_thread::handle::Handle>";
         for (full, shown) in [
-            ("app::handle_conn::{{closure}}".to_owned(), "app::handle_conn::{{closure}}"),
+            (
+                "app::handle_conn::{{closure}}".to_owned(),
+                "app::handle_conn::{{closure}}",
+            ),
             (
                 format!("tokio::runtime::task::core::Cell<app::handle_conn::{{{{closure}}}},{handle}>"),
                 "app::handle_conn::{{closure}}",
             ),
             (
-                "tokio::runtime::task::core::Stage<tokio::runtime::blocking::task::BlockingTask<app::main::{{closure}}>>"
+                "tokio::runtime::task::core::Stage<tokio::runtime::blocking::task::BlockingTask<app::f::{{closure}}>>"
                     .to_owned(),
-                "app::main::{{closure}}",
+                "app::f::{{closure}}",
             ),
             (
                 "tokio_util::task::task_tracker::TrackedFuture<tracing::instrument::Instrumented<app::Foo<u8, u16>>>"
@@ -261,7 +265,10 @@ mod tests {
                 "alloc::boxed::Box<fn(u8, u16) -> app::Never, alloc::alloc::Global>".to_owned(),
                 "fn(u8, u16) -> app::Never",
             ),
-            ("hyper::Connection<app::Service>".to_owned(), "hyper::Connection<app::Service>"),
+            (
+                "hyper::Connection<app::Service>".to_owned(),
+                "hyper::Connection<app::Service>",
+            ),
         ] {
             assert_eq!(task_type(&full), shown, "{full}");
         }

@@ -50,8 +50,8 @@ impl<K: Clone + Eq + Hash, V> RecencyTable<K, V> {
         Some(&entry.value)
     }
 
-    /// Keeps `value` under `key`, and forgets others until the bounds hold. What alone weighs more than the bound is not
-    /// kept and counts as evicted.
+    /// Keeps `value` under `key`, and forgets others until the bounds hold. What alone weighs more than the bound is
+    /// not kept and counts as evicted.
     pub fn insert(&mut self, key: K, value: V, weight: u64) {
         self.remove(&key);
         if self.entries_max == 0 || weight > self.weight_max {
@@ -86,6 +86,19 @@ impl<K: Clone + Eq + Hash, V> RecencyTable<K, V> {
         self.order.remove(&entry.used);
         self.weight -= entry.weight;
         Some(entry.value)
+    }
+
+    /// Forgets all entries that weigh more than `weight`.
+    pub fn remove_heavier(&mut self, weight: u64) {
+        let heavier: Vec<K> = self
+            .order
+            .values()
+            .filter(|key| self.entries[*key].weight > weight)
+            .cloned()
+            .collect();
+        for key in &heavier {
+            self.remove(key);
+        }
     }
 
     /// Entries kept now.
@@ -153,11 +166,16 @@ mod tests {
             let mut table = RecencyTable::new(entries_max, weight_max);
             let mut naive = Naive { list: Vec::new(), entries_max, weight_max, evicted: 0 };
             for (key, read, value, weight) in steps {
-                if read {
-                    prop_assert_eq!(table.get(&key).copied(), naive.get(key));
-                } else {
-                    table.insert(key, value, weight);
-                    naive.insert(key, value, weight);
+                match (read, key) {
+                    (true, 0) => {
+                        table.remove_heavier(weight);
+                        naive.list.retain(|entry| entry.2 <= weight);
+                    }
+                    (true, _) => prop_assert_eq!(table.get(&key).copied(), naive.get(key)),
+                    (false, _) => {
+                        table.insert(key, value, weight);
+                        naive.insert(key, value, weight);
+                    }
                 }
                 prop_assert_eq!(table.len(), naive.list.len());
                 prop_assert_eq!(table.is_empty(), naive.list.is_empty());

@@ -3,12 +3,13 @@
 //! In: places of addresses ([`super::address_space::Place`]). Out: [`ResolvedFrame`]s, inlined functions before the
 //! function they were inlined into. It blocks and reads files, so it runs on the thread of [`super::service`] only.
 //!
-//! blazesym reads the files by the path of a descriptor held open, `/proc/self/fd/N`. It trusts what it reads: sizes are
-//! checked here before it sees a file, and a panic inside costs that image its names.
+//! blazesym reads the files by the path of a descriptor held open, `/proc/self/fd/N`. It trusts what it reads: sizes
+//! are checked here before it sees a file, and a panic inside costs that image its names.
 
 use super::address_space::Place;
 use super::image::{CompressedSection, Image, ImageFile, ImageKey};
 use super::names;
+use super::nesting;
 use super::recency::RecencyTable;
 use crate::symbols::ResolvedFrame;
 use blazesym::symbolize::source::{Elf, Source};
@@ -25,14 +26,16 @@ use std::sync::Arc;
 pub const CACHE_ENTRIES_MAX: usize = 65_536;
 /// Bytes of text in them.
 pub const CACHE_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of debug information of an image beyond which only its symbol table is used. With 110 MB, 2,000 lookups spread over
-/// the whole image took 0.3 s and 140 MB (most of it the file's own pages); memory grows with the size.
-pub const DEBUG_BYTES_MAX: u64 = 512 << 20;
-/// Images that stay parsed between requests.
+/// Bytes of debug information, of all images that are parsed at once, and so of one image: beyond it only the symbol
+/// table is used. A dev build with 135 MB of it cost 202 MB at 2,000 lookups spread over the whole image, and 165 MB
+/// at the first 100: 70 MB of its own, the rest pages of the file. So this much stays below 250 MB. The symbol table
+/// cost 10 MB.
+pub const DEBUG_BYTES_MAX: u64 = 160 << 20;
+/// Images that stay parsed.
 const PARSED_IMAGES_MAX: usize = 16;
-/// Bytes of debug information of all images that stay parsed. One that is larger is parsed anew for each request that
-/// the cache can't answer.
-const PARSED_BYTES_MAX: u64 = 96 << 20;
+/// Bytes of debug information of an image that stays parsed while there is nothing to do. It takes 15 ms and more to
+/// parse a larger one again.
+const IDLE_BYTES_MAX: u64 = 16 << 20;
 /// Frames at one address: the innermost inlined ones and the function itself.
 const INLINED_MAX: usize = 64;
 /// Weight of an entry besides its text.
@@ -68,8 +71,8 @@ impl Default for Limits {
 pub struct RawFrame {
     /// Where it lies.
     pub place: Place,
-    /// Whether the instruction there was about to run (the probe site itself, a frame that a signal interrupted), or is
-    /// the one after a call, which may belong to the next function already.
+    /// Whether the instruction there was about to run (the probe site itself, a frame that a signal interrupted), or
+    /// is the one after a call, which may belong to the next function already.
     pub exact: bool,
 }
 
@@ -84,7 +87,7 @@ pub struct ResolverCounts {
     pub evicted: u64,
     /// Images whose debug information was refused or unreadable, and that had to do with their symbol table.
     pub without_debug: u64,
-    /// Images that could not be symbolised at all: refused, unreadable, or blazesym panicked.
+    /// Images that could not be symbolised at all.
     pub unreadable: u64,
 }
 
@@ -103,6 +106,8 @@ pub struct Resolver {
 struct ParsedImage {
     symbolizer: Symbolizer,
     source: Source<'static>,
+    /// Whether it uses debug information.
+    debug: bool,
     /// Keeps the descriptor in the source's path valid.
     _file: Arc<ImageFile>,
 }
@@ -113,7 +118,7 @@ impl Resolver {
     pub fn new(limits: Limits) -> Self {
         Self {
             cache: RecencyTable::new(limits.cache_entries, limits.cache_bytes),
-            parsed: RecencyTable::new(PARSED_IMAGES_MAX, PARSED_BYTES_MAX),
+            parsed: RecencyTable::new(PARSED_IMAGES_MAX, limits.debug_bytes),
             debug_bytes_max: limits.debug_bytes,
             counts: ResolverCounts::default(),
         }
@@ -121,13 +126,16 @@ impl Resolver {
 
     /// Resolves a stack, innermost frame first. Each address gives at least one frame.
     pub fn resolve(&mut self, stack: &[RawFrame]) -> Vec<ResolvedFrame> {
-        // Images too large to stay parsed are parsed once for the whole stack.
-        let mut large = Vec::new();
         let mut frames = Vec::with_capacity(stack.len());
         for raw in stack {
-            frames.extend(self.resolve_place(raw, &mut large).iter().cloned());
+            frames.extend_from_slice(&self.resolve_place(raw));
         }
         frames
+    }
+
+    /// Gives back the memory of large images. To be called when there is nothing to resolve for now.
+    pub fn rest(&mut self) {
+        self.parsed.remove_heavier(IDLE_BYTES_MAX);
     }
 
     /// What was counted so far.
@@ -139,11 +147,7 @@ impl Resolver {
         }
     }
 
-    fn resolve_place(
-        &mut self,
-        raw: &RawFrame,
-        large: &mut Vec<(ImageKey, Option<Rc<ParsedImage>>)>,
-    ) -> Arc<[ResolvedFrame]> {
+    fn resolve_place(&mut self, raw: &RawFrame) -> Arc<[ResolvedFrame]> {
         let (image, file, offset) = match &raw.place {
             Place::Image { image, file, offset } => (image, file, *offset),
             Place::Region { name, offset } => return Arc::new([nameless(Some(name), None, *offset)]),
@@ -160,48 +164,48 @@ impl Resolver {
         };
         self.counts.looked_up += 1;
         let lookup = if raw.exact { offset } else { offset.saturating_sub(1) };
-        let parsed = self.parse(file, large);
-        let found = match (parsed, image.address_of(lookup)) {
-            (Some(parsed), Some(address)) => catch_unwind(AssertUnwindSafe(|| parsed.look_up(address, &bare))),
-            _ => Ok(Vec::new()),
+        let found = match image.address_of(lookup) {
+            Some(address) => self.look_up(file, address, &bare),
+            None => Vec::new(),
         };
-        let frames: Arc<[ResolvedFrame]> = match found {
-            Ok(frames) if !frames.is_empty() => frames.into(),
-            Ok(_) => Arc::new([bare]),
-            Err(_) => {
-                self.counts.unreadable += 1;
-                large.retain(|(key, _)| *key != image.key);
-                self.parsed.insert(image.key, None, 0);
-                Arc::new([bare])
-            }
+        let frames: Arc<[ResolvedFrame]> = if found.is_empty() {
+            Arc::new([bare])
+        } else {
+            found.into()
         };
         self.cache.insert(key, Arc::clone(&frames), weight(&frames));
         frames
     }
 
+    /// Looks an address up in the image's debug information, or in its symbol table if blazesym fails at the former.
+    fn look_up(&mut self, file: &Arc<ImageFile>, address: u64, bare: &ResolvedFrame) -> Vec<ResolvedFrame> {
+        // At most twice: with debug information, and without.
+        for _ in 0..2 {
+            let Some(parsed) = self.parse(file) else { break };
+            if let Some(frames) = parsed.look_up(address, bare) {
+                return frames;
+            }
+            let next = if parsed.debug { self.open_symbols(file) } else { None };
+            self.counts.without_debug += u64::from(next.is_some());
+            self.counts.unreadable += u64::from(!parsed.debug);
+            self.parsed.insert(file.image.key, next, 0);
+        }
+        Vec::new()
+    }
+
     /// The symbolizer of an image, made if need be.
-    fn parse(
-        &mut self,
-        file: &Arc<ImageFile>,
-        large: &mut Vec<(ImageKey, Option<Rc<ParsedImage>>)>,
-    ) -> Option<Rc<ParsedImage>> {
+    fn parse(&mut self, file: &Arc<ImageFile>) -> Option<Rc<ParsedImage>> {
         let key = file.image.key;
         if let Some(parsed) = self.parsed.get(&key) {
             return parsed.clone();
         }
-        if let Some((_, parsed)) = large.iter().find(|(known, _)| *known == key) {
-            return parsed.clone();
-        }
         let (parsed, debug_bytes) = self.open(file);
-        match debug_bytes > PARSED_BYTES_MAX {
-            true => large.push((key, parsed.clone())),
-            false => self.parsed.insert(key, parsed.clone(), debug_bytes),
-        }
+        self.parsed.insert(key, parsed.clone(), debug_bytes);
         parsed
     }
 
-    /// Opens an image with its debug information, or its debug file's, and with its symbol table alone where that is too
-    /// large or unreadable. Also says how many bytes of debug information are in use.
+    /// Opens an image with its debug information, or its debug file's, and with its symbol table alone where that is
+    /// too large or unreadable. Also says how many bytes of debug information are in use.
     fn open(&mut self, file: &Arc<ImageFile>) -> (Option<Rc<ParsedImage>>, u64) {
         let own = (&*file.image, &file.file);
         let separate = file.debug.as_ref().map(|(image, file)| (image, file));
@@ -223,14 +227,19 @@ impl Resolver {
             refused = true;
         }
         self.counts.without_debug += u64::from(refused);
-        let harmless = own.0.compressed.iter().all(|section| section.debug);
-        let parsed = if harmless {
-            ParsedImage::open(file, own.1, own.0, false)
-        } else {
-            None
+        (self.open_symbols(file), 0)
+    }
+
+    /// Opens an image's symbol table alone.
+    fn open_symbols(&mut self, file: &Arc<ImageFile>) -> Option<Rc<ParsedImage>> {
+        // blazesym would unpack a compressed symbol table, whatever its size.
+        let harmless = file.image.compressed.iter().all(|section| section.debug);
+        let parsed = match harmless {
+            true => ParsedImage::open(file, &file.file, &file.image, false),
+            false => None,
         };
         self.counts.unreadable += u64::from(parsed.is_none());
-        (parsed, 0)
+        parsed
     }
 }
 
@@ -240,15 +249,17 @@ impl ParsedImage {
         let mut elf = Elf::new(PathBuf::from(format!("/proc/self/fd/{}", data.as_raw_fd())));
         elf.debug_syms = debug;
         let parsed = Self {
-            // Demangling is done by `names`, within bounds; debug files are found by `debug_file`, in the process's root.
+            // Demangling is done by `names`, within bounds; debug files are found by `debug_file`, in the process's
+            // root.
             symbolizer: Symbolizer::builder()
                 .enable_auto_reload(false)
                 .enable_code_info(debug)
-                .enable_inlined_fns(debug)
+                .enable_inlined_fns(debug && nesting::is_bounded(image, data))
                 .enable_demangling(false)
                 .set_debug_dirs(Some(Vec::<PathBuf>::new()))
                 .build(),
             source: Source::Elf(elf),
+            debug,
             _file: Arc::clone(file),
         };
         let first = Input::VirtOffset(image.segments.first()?.address);
@@ -258,15 +269,19 @@ impl ParsedImage {
         matches!(tried, Ok(true)).then(|| Rc::new(parsed))
     }
 
-    /// The frames at a virtual address, innermost first; none where no symbol covers it.
-    fn look_up(&self, address: u64, bare: &ResolvedFrame) -> Vec<ResolvedFrame> {
-        let symbolized = self
-            .symbolizer
-            .symbolize_single(&self.source, Input::VirtOffset(address));
-        match symbolized.as_ref().map(|symbolized| symbolized.as_sym()) {
-            Ok(Some(symbol)) => frames_of(symbol, bare),
-            _ => Vec::new(),
-        }
+    /// The frames at a virtual address, innermost first; none where no symbol covers it. `None` if blazesym fails or
+    /// panics.
+    fn look_up(&self, address: u64, bare: &ResolvedFrame) -> Option<Vec<ResolvedFrame>> {
+        let looked_up = catch_unwind(AssertUnwindSafe(|| {
+            let input = Input::VirtOffset(address);
+            let symbolized = self.symbolizer.symbolize_single(&self.source, input).ok()?;
+            Some(
+                symbolized
+                    .as_sym()
+                    .map_or_else(Vec::new, |symbol| frames_of(symbol, bare)),
+            )
+        }));
+        looked_up.ok().flatten()
     }
 }
 

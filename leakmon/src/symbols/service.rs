@@ -1,19 +1,20 @@
 //! Symbolising off the event path: requests go into a bounded queue, answers come out of a channel.
 //!
-//! In: stacks with a token of the caller's. Out: the token with the resolved frames, in the order of the requests. One
-//! thread works, so the caller never waits; it owns the [`Resolver`] and all that was parsed.
+//! In: stacks with a token of the caller's. Out: the token with the resolved frames, in the order of the requests.
+//! One thread works, so the caller never waits; it owns the [`Resolver`] and all that was parsed.
 
 use super::resolver::{Limits, RawFrame, Resolver, ResolverCounts};
 use crate::symbols::ResolvedFrame;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver as Queue, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Stacks that wait, unless configured otherwise. Each is at most 127 frames of some 60 bytes.
 pub const QUEUE_MAX: usize = 4_096;
-/// The worker's stack: DWARF is a tree that blazesym descends by recursion. Pages that are never touched cost nothing.
+/// The worker's stack: DWARF is a tree that blazesym descends by recursion. Pages that are never touched cost
+/// nothing.
 const THREAD_STACK_BYTES: usize = 64 << 20;
 
 /// A stack to resolve.
@@ -71,7 +72,8 @@ struct Shared {
 }
 
 impl<T: Send + 'static> SymbolService<T> {
-    /// Starts the worker. At most `queue_max` requests wait, and as many answers; the worker waits while nobody takes them.
+    /// Starts the worker. At most `queue_max` requests wait, and as many answers; the worker waits while nobody takes
+    /// them.
     ///
     /// # Errors
     /// The thread can't be started.
@@ -83,21 +85,7 @@ impl<T: Send + 'static> SymbolService<T> {
         std::thread::Builder::new()
             .name("symbols".to_owned())
             .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || {
-                let mut resolver = Resolver::new(limits);
-                for Request { token, stack } in queue {
-                    let frames = resolver.resolve(&stack);
-                    // The files may be closed now, whatever the caller does with the answer.
-                    drop(stack);
-                    {
-                        let mut worker = seen.worker.lock().unwrap_or_else(PoisonError::into_inner);
-                        *worker = (worker.0 + 1, resolver.counts());
-                    }
-                    if replies.blocking_send(Reply { token, frames }).is_err() {
-                        return;
-                    }
-                }
-            })?;
+            .spawn(move || work(&queue, &replies, limits, &seen))?;
         Ok((Self { requests, shared }, answers))
     }
 
@@ -123,6 +111,28 @@ impl<T: Send + 'static> SymbolService<T> {
             refused: self.shared.refused.load(Ordering::Relaxed),
             answered,
             resolver,
+        }
+    }
+}
+
+/// Answers requests until nobody sends any, or nobody takes the answers.
+fn work<T>(queue: &Queue<Request<T>>, replies: &Sender<Reply<T>>, limits: Limits, shared: &Shared) {
+    let mut resolver = Resolver::new(limits);
+    loop {
+        let next = queue.try_recv().or_else(|_| {
+            resolver.rest();
+            queue.recv()
+        });
+        let Ok(Request { token, stack }) = next else { return };
+        let frames = resolver.resolve(&stack);
+        // The files may be closed now, whatever the caller does with the answer.
+        drop(stack);
+        {
+            let mut worker = shared.worker.lock().unwrap_or_else(PoisonError::into_inner);
+            *worker = (worker.0 + 1, resolver.counts());
+        }
+        if replies.blocking_send(Reply { token, frames }).is_err() {
+            return;
         }
     }
 }
@@ -168,7 +178,8 @@ mod tests {
                 stack: nowhere(0),
             }) {
                 Ok(()) => taken += 1,
-                // The worker may be about to take one from the queue; it is stuck for good once it has answered three.
+                // The worker may be about to take one from the queue; it is stuck for good once it has answered
+                // three.
                 Err(Refused::Full(_)) if service.counts().answered < 3 => std::thread::yield_now(),
                 Err(refused) => break refused,
             }

@@ -1,7 +1,7 @@
 //! What `/proc` says of processes: who they are, which code they map, which executable they run.
 //!
-//! In: tgids. Out: plain data, and open files that stay good after the process has gone. It reads no ELF and no memory.
-//! Everything here is text that a target can choose (its paths, its name), so each read has a bound.
+//! In: tgids. Out: plain data, and open files that stay good after the process has gone. It reads no ELF and no
+//! memory. Everything here is text that a target can choose (its paths, its name), so each read has a bound.
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
 use std::ffi::OsString;
@@ -97,8 +97,8 @@ pub struct Mapping {
     pub end: u64,
     /// Offset in the file of the first byte.
     pub file_offset: u64,
-    /// Device of the file as the kernel's mapping has it, encoded as `st_dev` is. On overlayfs and btrfs it can differ
-    /// from the file's own `st_dev`.
+    /// Device of the file as the kernel's mapping has it, encoded as `st_dev` is. On overlayfs and btrfs it can
+    /// differ from the file's own `st_dev`.
     pub device: u64,
     /// Inode of the file; 0 where no file is mapped.
     pub inode: u64,
@@ -151,7 +151,8 @@ pub fn start_time_ticks(tgid: u32) -> Result<u64, ProcessError> {
     Ok(ticks)
 }
 
-/// Path of the executable as the process sees it, ` (deleted)` included. Only to be shown: open it with [`ProcessImage`].
+/// Path of the executable as the process sees it, ` (deleted)` included. Only to be shown: open it with
+/// [`ProcessImage`].
 ///
 /// # Errors
 /// See [`ProcessError`].
@@ -246,7 +247,8 @@ pub fn open_root(tgid: u32) -> Result<File, ProcessError> {
         .map_err(|source| ProcessError::new(tgid, "root", source))
 }
 
-/// Opens a regular file by its path below `root`, and nothing outside: links and `..` are resolved as if `root` were `/`.
+/// Opens a regular file by its path below `root`, and nothing outside: links and `..` are resolved as if `root` were
+/// `/`.
 ///
 /// # Errors
 /// What `openat2` (Linux 5.6) says; `ENOENT` also where the path leads to anything but a regular file.
@@ -398,8 +400,9 @@ fn hexadecimal(digits: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
-/// Undoes the kernel's one escape in a path of `maps`: newline as `\012` (`seq_path(m, path, "\n")`). A backslash itself is
-/// not escaped, so a name that really holds `\012` reads as a newline: the path alone never decides what is opened.
+/// Undoes the kernel's one escape in a path of `maps`: newline as `\012` (`seq_path(m, path, "\n")`). A backslash
+/// itself is not escaped, so a name that really holds `\012` reads as a newline: the path alone never decides what is
+/// opened.
 fn unescape(path: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path;

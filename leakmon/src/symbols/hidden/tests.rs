@@ -82,7 +82,7 @@ fn other_forms_are_owned() {
                 "<F as core::future::into_future::IntoFuture>::into_future",
                 "<[T]>::sort",
                 "<str>::len",
-                "<fn() -> core::result::Result<(), alloc::string::String> as core::ops::function::FnOnce<()>>::call_once",
+                "<fn() -> core::result::Result<(), E> as core::ops::function::FnOnce<()>>::call_once",
                 "<*const T>::add",
                 "core::ptr::drop_in_place::<app::Foo>",
                 "__libc_start_main_impl",
@@ -121,130 +121,132 @@ const POLLED: [&str; 4] = [
     "libc.so.6!start_thread",
 ];
 
+/// Inner frames of a stack, above [`POLLED`], and the index of the one that a person would call the culprit.
+const STACKS: &[(&str, &[&str], usize)] = &[
+    (
+        "spawn",
+        &[
+            "tokio::task::spawn::spawn",
+            "app::accept::{{closure}}",
+            "app::main::{{closure}}",
+        ],
+        1,
+    ),
+    (
+        "JoinSet",
+        &[
+            "tokio::runtime::task::core::Cell<T,S>::new",
+            "tokio::task::join_set::JoinSet<T>::spawn",
+            "app::f",
+        ],
+        2,
+    ),
+    (
+        "TaskTracker",
+        &[
+            "tokio::task::spawn::spawn_inner",
+            "tokio_util::task::task_tracker::TaskTracker::spawn",
+            "app::f",
+        ],
+        2,
+    ),
+    (
+        "hyper's executor",
+        &[
+            "tokio::task::spawn::spawn",
+            "<hyper_util::rt::tokio::TokioExecutor as hyper::rt::Executor<Fut>>::execute",
+            "hyper::proto::h2::server::Server<T,S,B,E>::poll_server",
+            "app::serve::{{closure}}",
+        ],
+        3,
+    ),
+    (
+        "an executor of the user's",
+        &[
+            "tokio::task::spawn::spawn",
+            "<app::Exec as hyper::rt::Executor<F>>::execute",
+            "hyper::a::b",
+            "app::serve",
+        ],
+        3,
+    ),
+    (
+        "axum",
+        &[
+            "tokio::task::spawn::spawn",
+            "app::hello::{{closure}}",
+            "<F as axum::handler::Handler<((),),S>>::call::{{closure}}",
+        ],
+        1,
+    ),
+    (
+        "FuturesUnordered",
+        &[
+            "tokio::task::spawn::spawn",
+            "app::main::{{closure}}::{{closure}}",
+            "<futures_util::stream::FuturesUnordered<Fut> as futures_core::stream::Stream>::poll_next",
+            "app::main::{{closure}}",
+        ],
+        1,
+    ),
+    (
+        "a generic wrapper",
+        &["tokio::task::spawn::spawn", "app::spawn_named", "app::start"],
+        2,
+    ),
+    (
+        "an async wrapper",
+        &[
+            "tokio::task::spawn::spawn",
+            "app::Pool::spawn::{{closure}}",
+            "app::start",
+        ],
+        2,
+    ),
+    (
+        "only a wrapper of the user's",
+        &["tokio::task::spawn::spawn", "hyper::x::y", "app::spawn_named"],
+        2,
+    ),
+    (
+        "a wrapper and startup",
+        &[
+            "tokio::task::spawn::spawn",
+            "app::spawn_named",
+            "app!main",
+            "libc.so.6!main_loop",
+        ],
+        1,
+    ),
+    (
+        "everything hidden",
+        &["tokio::task::spawn::spawn", "hyper::x::y", "axum::x::y"],
+        1,
+    ),
+    (
+        "only the runtime",
+        &["tokio::task::spawn::spawn", "std::rt::lang_start"],
+        0,
+    ),
+    ("no names", &["", "", ""], 0),
+    (
+        "a C caller in the same file",
+        &["tokio::task::spawn::spawn", "on_message", "app::main"],
+        1,
+    ),
+    (
+        "a C caller in another file",
+        &["tokio::task::spawn::spawn", "libuv.so!uv_run", "app::main"],
+        2,
+    ),
+    ("a gap", &["tokio::task::spawn::spawn", "", "app::main"], 2),
+];
+
 #[test]
 fn the_location_is_the_innermost_frame_of_the_user() {
-    // The index is the frame that a person would call the culprit.
-    for (case, inner, index) in [
-        (
-            "spawn",
-            &[
-                "tokio::task::spawn::spawn",
-                "app::accept::{{closure}}",
-                "app::main::{{closure}}",
-            ][..],
-            1,
-        ),
-        (
-            "JoinSet",
-            &[
-                "tokio::runtime::task::core::Cell<T,S>::new",
-                "tokio::task::join_set::JoinSet<T>::spawn",
-                "app::f",
-            ],
-            2,
-        ),
-        (
-            "TaskTracker",
-            &[
-                "tokio::task::spawn::spawn_inner",
-                "tokio_util::task::task_tracker::TaskTracker::spawn",
-                "app::f",
-            ],
-            2,
-        ),
-        (
-            "hyper's executor",
-            &[
-                "tokio::task::spawn::spawn",
-                "<hyper_util::rt::tokio::TokioExecutor as hyper::rt::Executor<Fut>>::execute",
-                "hyper::proto::h2::server::Server<T,S,B,E>::poll_server",
-                "app::serve::{{closure}}",
-            ],
-            3,
-        ),
-        (
-            "an executor of the user's",
-            &[
-                "tokio::task::spawn::spawn",
-                "<app::Exec as hyper::rt::Executor<F>>::execute",
-                "hyper::a::b",
-                "app::serve",
-            ],
-            3,
-        ),
-        (
-            "axum",
-            &[
-                "tokio::task::spawn::spawn",
-                "app::hello::{{closure}}",
-                "<F as axum::handler::Handler<((),),S>>::call::{{closure}}",
-            ],
-            1,
-        ),
-        (
-            "FuturesUnordered",
-            &[
-                "tokio::task::spawn::spawn",
-                "app::main::{{closure}}::{{closure}}",
-                "<futures_util::stream::futures_unordered::FuturesUnordered<Fut> as futures_core::stream::Stream>::poll_next",
-                "app::main::{{closure}}",
-            ],
-            1,
-        ),
-        (
-            "a generic wrapper",
-            &["tokio::task::spawn::spawn", "app::spawn_named", "app::start"],
-            2,
-        ),
-        (
-            "an async wrapper",
-            &[
-                "tokio::task::spawn::spawn",
-                "app::Pool::spawn::{{closure}}",
-                "app::start",
-            ],
-            2,
-        ),
-        (
-            "only a wrapper of the user's",
-            &["tokio::task::spawn::spawn", "hyper::x::y", "app::spawn_named"],
-            2,
-        ),
-        (
-            "a wrapper and startup",
-            &[
-                "tokio::task::spawn::spawn",
-                "app::spawn_named",
-                "app!main",
-                "libc.so.6!main_loop",
-            ],
-            1,
-        ),
-        (
-            "everything hidden",
-            &["tokio::task::spawn::spawn", "hyper::x::y", "axum::x::y"],
-            1,
-        ),
-        (
-            "only the runtime",
-            &["tokio::task::spawn::spawn", "std::rt::lang_start"],
-            0,
-        ),
-        ("no names", &["", "", ""], 0),
-        (
-            "a C caller in the same file",
-            &["tokio::task::spawn::spawn", "on_message", "app::main"],
-            1,
-        ),
-        (
-            "a C caller in another file",
-            &["tokio::task::spawn::spawn", "libuv.so!uv_run", "app::main"],
-            2,
-        ),
-        ("a gap", &["tokio::task::spawn::spawn", "", "app::main"], 2),
-    ] {
-        let functions = [inner, &POLLED].concat();
-        assert_eq!(table(&[]).location(&stack(&functions)), index, "{case}");
+    for (case, inner, index) in STACKS {
+        let functions = [inner, &POLLED[..]].concat();
+        assert_eq!(table(&[]).location(&stack(&functions)), *index, "{case}");
     }
     assert_eq!(table(&[]).location(&[]), 0);
 }

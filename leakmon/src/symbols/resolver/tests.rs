@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::symbols::address_space::{AddressSpace, ImageTable};
-use crate::symbols::debug_file;
+use crate::symbols::{debug_file, nesting};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
@@ -69,6 +69,58 @@ fn the_own_code_has_name_file_and_line() {
     assert_eq!(frame.image.as_deref(), own_executable().file_name().unwrap().to_str());
     assert!(!frame.inlined);
     assert_eq!(resolver.counts().without_debug + resolver.counts().unreadable, 0);
+}
+
+#[inline(always)]
+fn inlined_leaf(seed: u64) -> u64 {
+    std::hint::black_box(seed).rotate_left(7) ^ seed
+}
+
+/// A function whose code is mostly another's.
+#[inline(never)]
+fn holder(seed: u64) -> u64 {
+    inlined_leaf(seed)
+}
+
+#[test]
+fn inlined_functions_come_before_the_one_that_holds_them() {
+    let place = place_in(&own_executable(), &[], holder as *const () as u64);
+    let Place::Image { image, file, offset } = place else {
+        unreachable!()
+    };
+    assert_ne!(holder(1), 1);
+    let mut resolver = Resolver::new(Limits::default());
+    let function = |frame: &ResolvedFrame, name: &str| {
+        frame
+            .function
+            .as_ref()
+            .is_some_and(|function| function.ends_with(&format!("resolver::tests::{name}")))
+    };
+    let mut found = 0;
+    for within in 0..512 {
+        let (image, file) = (Arc::clone(&image), file.clone());
+        let frames = resolver.resolve(&exact(Place::Image {
+            image,
+            file,
+            offset: offset + within,
+        }));
+        if !function(frames.last().unwrap(), "holder") {
+            break;
+        }
+        let inlined: Vec<bool> = frames.iter().map(|frame| frame.inlined).collect();
+        assert_eq!(inlined.iter().filter(|inlined| !**inlined).count(), 1);
+        assert!(
+            frames
+                .iter()
+                .all(|frame| frame.offset == offset + within && frame.line.is_some())
+        );
+        if let [.., leaf, holder] = &frames[..] {
+            assert!(function(leaf, "inlined_leaf"), "{leaf:?}");
+            assert!(leaf.line < holder.line, "each has its own line");
+            found += 1;
+        }
+    }
+    assert!(found > 0, "no address is in the inlined function");
 }
 
 #[test]
@@ -237,6 +289,75 @@ fn the_cache_answers_and_is_bounded() {
     for step in 0..20 {
         resolver.resolve(&at(offset + step));
         assert!(resolver.cache.len() <= 2);
+    }
+}
+
+#[test]
+fn large_images_are_given_back_at_rest_and_small_ones_kept() {
+    let address = landmark as *const () as u64;
+    let mut resolver = Resolver::new(Limits::default());
+    let large = place_in(&own_executable(), &[], address);
+    let Place::Image { image, .. } = &large else {
+        unreachable!()
+    };
+    assert!(image.debug_bytes > IDLE_BYTES_MAX, "the test is a large image");
+    let Place::Image { image, file, .. } = place_in(Path::new("/bin/true"), &[], address) else {
+        unreachable!()
+    };
+    let offset = image.segments[0].file_offset;
+    let small = Place::Image { image, file, offset };
+    let first = resolver.resolve(&[exact(large.clone()), exact(small)].concat());
+    assert_eq!(resolver.parsed.len(), 2);
+    resolver.rest();
+    assert_eq!(resolver.parsed.len(), 1);
+    assert_eq!(resolver.resolve(&exact(large))[0], first[0], "the cache answers");
+    assert_eq!(resolver.parsed.len(), 1);
+}
+
+/// Assembly of one function whose debug information nests `depth` inlined functions.
+fn nested(depth: usize) -> String {
+    let opened = format!(".fill {depth},1,3\n.fill {depth},1,0\n");
+    format!(
+        ".text\n.globl main\n.type main,@function\n\
+         .file 1 \"a.c\"\nmain:\n.loc 1 5\nxor %eax,%eax\n.loc 1 6\nret\n.Le:\n\
+         .size main, .Le-main\n\
+         .section .debug_abbrev,\"\",@progbits\n.byte 1,0x11,1,0x11,1,0x12,7,0x10,0x17,0,0\n\
+         .byte 2,0x2e,1,0x11,1,0x12,7,0x03,8,0,0\n.byte 3,0x1d,1,0,0\n.byte 0\n\
+         .section .debug_info,\"\",@progbits\n.long .Lie-.Lis\n.Lis: .short 4\n.long 0\n.byte 8\n\
+         .byte 1\n.quad main\n.quad .Le-main\n.long 0\n.byte 2\n.quad main\n.quad .Le-main\n.asciz \"outer\"\n\
+         {opened}.byte 0,0\n.Lie:\n.section .debug_line,\"\",@progbits\n"
+    )
+}
+
+#[test]
+fn endless_nesting_costs_the_inlined_functions_alone() {
+    // blazesym descends by recursion: this many levels would overflow any stack and end the daemon.
+    let folder = tempfile::tempdir().unwrap();
+    for (depth, allowed) in [(10, true), (3_000_000, false)] {
+        let (source, path) = (folder.path().join("a.s"), folder.path().join("a"));
+        std::fs::write(&source, nested(depth)).unwrap();
+        let linked = Command::new("cc")
+            .arg("-w")
+            .arg(&source)
+            .arg("-o")
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(linked.status.success(), "{linked:?}");
+        let Place::Image { image, file, .. } = place_in(&path, &[], nested as *const () as u64) else {
+            unreachable!()
+        };
+        let file = file.unwrap();
+        assert_eq!(nesting::is_bounded(&image, &file.file), allowed, "{depth}");
+        let mut resolver = Resolver::new(Limits::default());
+        let text = *image.segments.iter().find(|segment| segment.address > 0).unwrap();
+        let found = (0..text.size).find_map(|within| {
+            let (image, file, offset) = (Arc::clone(&image), Some(Arc::clone(&file)), text.file_offset + within);
+            let frame = resolver.resolve(&exact(Place::Image { image, file, offset })).pop()?;
+            frame.line.is_some().then_some(frame)
+        });
+        let found = found.expect("the function has lines");
+        assert_eq!((found.function.as_deref(), found.line), (Some("outer"), Some(5)));
     }
 }
 

@@ -9,83 +9,44 @@ fn line(text: &str) -> Option<(Mapping, bool)> {
     parse_line(text.as_bytes())
 }
 
+/// Start, offset, (major, minor), inode, path, deleted, executable.
+type Expected = (u64, u64, (u64, u64), u64, &'static str, bool, bool);
+
+const LINES: &[(&str, Expected)] = &[
+    (
+        "55d0-66f0 r-xp 00001000 fe:01 1234                       /usr/bin/app",
+        (0x55d0, 0x1000, (0xfe, 1), 1234, "/usr/bin/app", false, true),
+    ),
+    ("1-2 rw-p 00000000 00:00 0 ", (1, 0, (0, 0), 0, "", false, false)),
+    (
+        "1-2 r-xp 00000000 00:00 0                          [vdso]",
+        (1, 0, (0, 0), 0, "[vdso]", false, true),
+    ),
+    (
+        "1-2 r-xp 00000000 103:abcde 7 /a",
+        (1, 0, (0x103, 0xabcde), 7, "/a", false, true),
+    ),
+    (
+        "1-2 r-xs 00000000 08:01 7    /a b/c  d (deleted)",
+        (1, 0, (8, 1), 7, "/a b/c  d", true, true),
+    ),
+    (
+        "1-2 r-xp 00000000 08:01 7    /x (deleted) (deleted)",
+        (1, 0, (8, 1), 7, "/x (deleted)", true, true),
+    ),
+    (
+        "1-2 r-xp 00000000 08:01 7    /usr/bin/evil\\0121-2 r-xp 0 08:01 9 /b",
+        (1, 0, (8, 1), 7, "/usr/bin/evil\n1-2 r-xp 0 08:01 9 /b", false, true),
+    ),
+    (
+        "1-2 r-xp 00000000 00:01 9    /memfd:jit (deleted)",
+        (1, 0, (0, 1), 9, "/memfd:jit", true, true),
+    ),
+];
+
 #[test]
 fn a_line_of_maps_gives_its_fields() {
-    // (line, start, offset, (major, minor), inode, path, deleted, executable)
-    let rows: &[(&str, u64, u64, (u64, u64), u64, &str, bool, bool)] = &[
-        (
-            "55d0-66f0 r-xp 00001000 fe:01 1234                       /usr/bin/app",
-            0x55d0,
-            0x1000,
-            (0xfe, 1),
-            1234,
-            "/usr/bin/app",
-            false,
-            true,
-        ),
-        ("1-2 rw-p 00000000 00:00 0 ", 1, 0, (0, 0), 0, "", false, false),
-        (
-            "1-2 r-xp 00000000 00:00 0                          [vdso]",
-            1,
-            0,
-            (0, 0),
-            0,
-            "[vdso]",
-            false,
-            true,
-        ),
-        (
-            "1-2 r-xp 00000000 103:abcde 7 /a",
-            1,
-            0,
-            (0x103, 0xabcde),
-            7,
-            "/a",
-            false,
-            true,
-        ),
-        (
-            "1-2 r-xs 00000000 08:01 7    /a b/c  d (deleted)",
-            1,
-            0,
-            (8, 1),
-            7,
-            "/a b/c  d",
-            true,
-            true,
-        ),
-        (
-            "1-2 r-xp 00000000 08:01 7    /x (deleted) (deleted)",
-            1,
-            0,
-            (8, 1),
-            7,
-            "/x (deleted)",
-            true,
-            true,
-        ),
-        (
-            "1-2 r-xp 00000000 08:01 7    /usr/bin/evil\\0121-2 r-xp 0 08:01 9 /b",
-            1,
-            0,
-            (8, 1),
-            7,
-            "/usr/bin/evil\n1-2 r-xp 0 08:01 9 /b",
-            false,
-            true,
-        ),
-        (
-            "1-2 r-xp 00000000 00:01 9    /memfd:jit (deleted)",
-            1,
-            0,
-            (0, 1),
-            9,
-            "/memfd:jit",
-            true,
-            true,
-        ),
-    ];
-    for (text, start, offset, (major, minor), inode, path, deleted, executable) in rows {
+    for (text, (start, offset, (major, minor), inode, path, deleted, executable)) in LINES {
         let (mapping, is_executable) = line(text).unwrap_or_else(|| panic!("{text}"));
         assert_eq!(mapping.start, *start, "{text}");
         assert_eq!(mapping.file_offset, *offset, "{text}");
@@ -174,8 +135,9 @@ proptest! {
         prop_assume!(!path.contains("\\012") && !path.ends_with(" (deleted)"));
         let escaped = path.replace('\n', "\\012");
         let suffix = if gone { " (deleted)" } else { "" };
-        let text = format!("{start:08x}-{:08x} r-xp {offset:08x} {major:02x}:{minor:02x} {inode} {:20}{escaped}{suffix}",
-            start + len, "");
+        let range = format!("{start:08x}-{:08x}", start + len);
+        let file = format!("{offset:08x} {major:02x}:{minor:02x} {inode}");
+        let text = format!("{range} r-xp {file} {:20}{escaped}{suffix}", "");
         let expected = Mapping { start, end: start + len, file_offset: offset,
             device: nix::sys::stat::makedev(major, minor), inode, path: PathBuf::from(path), deleted: gone };
         prop_assert_eq!(parse_line(text.as_bytes()), Some((expected, true)));
