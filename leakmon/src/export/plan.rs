@@ -40,7 +40,12 @@ fn write_plan(out: &mut String, plan: &ProbePlan) -> std::fmt::Result {
             write_site(out, site)?;
         }
     }
-    writeln!(out, "\n{} of {} sites are cheap", plan.sites.len() - plan.slow_sites(), plan.sites.len())?;
+    writeln!(
+        out,
+        "\n{} of {} sites are cheap",
+        plan.sites.len() - plan.slow_sites(),
+        plan.sites.len()
+    )?;
     for problem in &plan.problems {
         writeln!(out, "problem: {}", clean(problem))?;
     }
@@ -64,8 +69,16 @@ fn write_task_type(out: &mut String, index: usize, task_type: &TaskType) -> std:
     if names.is_empty() {
         names.push_str("(no name)");
     }
-    let owner = if task_type.runtime_owned { " (the runtime's own)" } else { "" };
-    writeln!(out, "  #{index:<4} {:#010x}  {kind:<8}  {names}{owner}", task_type.vtable)
+    let owner = if task_type.runtime_owned {
+        " (the runtime's own)"
+    } else {
+        ""
+    };
+    writeln!(
+        out,
+        "  #{index:<4} {:#010x}  {kind:<8}  {names}{owner}",
+        task_type.vtable
+    )
 }
 
 fn write_site(out: &mut String, site: &ProbeSite) -> std::fmt::Result {

@@ -3,9 +3,7 @@
 //! In: an image and a function's range. Out: its instructions, who jumps where, and sites. It follows no values: `flow` does.
 
 use super::{image::Image, plan::ProbeSite};
-use iced_x86::{
-    Code, Decoder, DecoderOptions, FastFormatter, FlowControl, Instruction, Mnemonic, OpKind, Register,
-};
+use iced_x86::{Code, Decoder, DecoderOptions, FastFormatter, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use leakmon_ebpf::abi::{Condition, Role};
 use std::{collections::BTreeSet, ops::Range};
 
@@ -140,7 +138,9 @@ pub(super) fn site(
     condition: Condition,
 ) -> Option<ProbeSite> {
     let address = instruction.ip();
-    let bytes = image.bytes(address..address.checked_add(instruction.len() as u64)?)?.to_vec();
+    let bytes = image
+        .bytes(address..address.checked_add(instruction.len() as u64)?)?
+        .to_vec();
     let mut text = String::new();
     FastFormatter::new().format(instruction, &mut text);
     Some(ProbeSite {

@@ -105,7 +105,9 @@ impl<'data> Image<'data> {
             ..Self::default()
         };
         image.load_segments(header, data)?;
-        let sections = header.sections(endian, data).map_err(|_| ImageError::Damaged("section headers"))?;
+        let sections = header
+            .sections(endian, data)
+            .map_err(|_| ImageError::Damaged("section headers"))?;
         image.load_words(&sections, data)?;
         image.load_functions(&sections, data)?;
         image.load_symbols(&sections, data)?;
@@ -116,9 +118,13 @@ impl<'data> Image<'data> {
     fn load_segments<R: ReadRef<'data>>(&mut self, header: &Header, data: R) -> Result<(), ImageError> {
         const WHAT: &str = "program headers";
         let endian = Endianness::Little;
-        let programs = header.program_headers(endian, data).map_err(|_| ImageError::Damaged(WHAT))?;
+        let programs = header
+            .program_headers(endian, data)
+            .map_err(|_| ImageError::Damaged(WHAT))?;
         for program in programs.iter().filter(|program| program.p_type(endian) == elf::PT_LOAD) {
-            let bytes = program.data(endian, data).map_err(|()| ImageError::Damaged("a loaded segment"))?;
+            let bytes = program
+                .data(endian, data)
+                .map_err(|()| ImageError::Damaged("a loaded segment"))?;
             let address = program.p_vaddr(endian);
             // The upper half is the kernel's; this keeps every later sum of an address and a small number in range.
             if address.checked_add(bytes.len() as u64).is_none_or(|end| end >= 1 << 47) {
@@ -151,7 +157,9 @@ impl<'data> Image<'data> {
         let mut words = Vec::new();
         for section in sections.iter() {
             if let Ok(Some((relas, _))) = section.rela(endian, data) {
-                let relative = relas.iter().filter(|rela| rela.r_type(endian, false) == elf::R_X86_64_RELATIVE);
+                let relative = relas
+                    .iter()
+                    .filter(|rela| rela.r_type(endian, false) == elf::R_X86_64_RELATIVE);
                 words.extend(relative.map(|rela| (rela.r_offset(endian), rela.r_addend(endian) as u64)));
             }
             if let Ok(Some(places)) = section.relr(endian, data) {
@@ -177,8 +185,12 @@ impl<'data> Image<'data> {
         data: R,
     ) -> Result<(), ImageError> {
         let endian = Endianness::Little;
-        let Some((_, section)) = sections.section_by_name(endian, b".eh_frame") else { return Ok(()) };
-        let bytes = section.data(endian, data).map_err(|_| ImageError::Damaged(".eh_frame"))?;
+        let Some((_, section)) = sections.section_by_name(endian, b".eh_frame") else {
+            return Ok(());
+        };
+        let bytes = section
+            .data(endian, data)
+            .map_err(|_| ImageError::Damaged(".eh_frame"))?;
         let frames = EhFrame::new(bytes, NativeEndian);
         let bases = BaseAddresses::default().set_eh_frame(section.sh_addr(endian));
         let mut entries = frames.entries(&bases);
@@ -186,7 +198,9 @@ impl<'data> Image<'data> {
         // A damaged entry ends the list: the functions before it are still right.
         while let Ok(Some(entry)) = entries.next() {
             let CieOrFde::Fde(partial) = entry else { continue };
-            let Ok(fde) = partial.parse(EhFrame::cie_from_offset) else { continue };
+            let Ok(fde) = partial.parse(EhFrame::cie_from_offset) else {
+                continue;
+            };
             let start = fde.initial_address();
             if let Some(end) = start.checked_add(fde.len()).filter(|end| *end > start) {
                 functions.push(start..end);
@@ -213,23 +227,32 @@ impl<'data> Image<'data> {
     ) -> Result<(), ImageError> {
         let endian = Endianness::Little;
         // Symbols only confirm and name: a damaged table is as good as none.
-        let Ok(table) = sections.symbols(endian, data, elf::SHT_SYMTAB) else { return Ok(()) };
+        let Ok(table) = sections.symbols(endian, data, elf::SHT_SYMTAB) else {
+            return Ok(());
+        };
         for symbol in table.iter() {
             if symbol.st_type() == elf::STT_FUNC && symbol.st_value(endian) != 0 {
                 if let Ok(name) = symbol.name(endian, table.strings()) {
-                    self.symbols.push(FunctionSymbol { address: symbol.st_value(endian), name });
+                    self.symbols.push(FunctionSymbol {
+                        address: symbol.st_value(endian),
+                        name,
+                    });
                 }
                 if self.symbols.len() > SYMBOLS_MAX {
                     return Err(ImageError::TooLarge(".symtab"));
                 }
             }
         }
-        self.symbols.sort_unstable_by_key(|symbol| (symbol.address, symbol.name));
+        self.symbols
+            .sort_unstable_by_key(|symbol| (symbol.address, symbol.name));
         Ok(())
     }
 
     fn segment(&self, address: u64) -> Option<&Segment<'data>> {
-        let index = self.segments.partition_point(|segment| segment.address <= address).checked_sub(1)?;
+        let index = self
+            .segments
+            .partition_point(|segment| segment.address <= address)
+            .checked_sub(1)?;
         self.segments.get(index).filter(|segment| address < segment.end())
     }
 
@@ -246,7 +269,9 @@ impl<'data> Image<'data> {
 
     /// A word of data that is not relocated.
     pub(super) fn plain_word(&self, address: u64) -> Option<u64> {
-        self.relocated_word(address).is_none().then(|| self.word_in_place(address))?
+        self.relocated_word(address)
+            .is_none()
+            .then(|| self.word_in_place(address))?
     }
 
     /// The image address that the dynamic linker will make a pointer to, at `address`.
@@ -273,14 +298,24 @@ impl<'data> Image<'data> {
 
     /// The function around an address.
     pub(super) fn function(&self, address: u64) -> Option<Range<u64>> {
-        let index = self.functions.partition_point(|function| function.start <= address).checked_sub(1)?;
-        self.functions.get(index).filter(|function| function.contains(&address)).cloned()
+        let index = self
+            .functions
+            .partition_point(|function| function.start <= address)
+            .checked_sub(1)?;
+        self.functions
+            .get(index)
+            .filter(|function| function.contains(&address))
+            .cloned()
     }
 
     /// The names of the functions that begin at `address`: several where identical code was merged.
     pub(super) fn symbols_at(&self, address: u64) -> impl Iterator<Item = &'data [u8]> {
         let first = self.symbols.partition_point(|symbol| symbol.address < address);
-        self.symbols.iter().skip(first).take_while(move |symbol| symbol.address == address).map(|symbol| symbol.name)
+        self.symbols
+            .iter()
+            .skip(first)
+            .take_while(move |symbol| symbol.address == address)
+            .map(|symbol| symbol.name)
     }
 }
 
@@ -316,10 +351,17 @@ fn build_id<'data, R: ReadRef<'data>>(sections: &SectionTable<'data, Header, R>,
     const BYTES_MAX: usize = 64;
     let endian = Endianness::Little;
     for section in sections.iter() {
-        let Ok(Some(mut notes)) = section.notes(endian, data) else { continue };
+        let Ok(Some(mut notes)) = section.notes(endian, data) else {
+            continue;
+        };
         while let Ok(Some(note)) = notes.next() {
             if note.name() == elf::ELF_NOTE_GNU && note.n_type(endian) == elf::NT_GNU_BUILD_ID {
-                return note.desc().iter().take(BYTES_MAX).map(|byte| format!("{byte:02x}")).collect();
+                return note
+                    .desc()
+                    .iter()
+                    .take(BYTES_MAX)
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
             }
         }
     }

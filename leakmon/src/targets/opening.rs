@@ -132,14 +132,23 @@ impl AnalyseError {
 pub fn analyse(path: &Path) -> Result<ProbePlan, AnalyseError> {
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => AnalyseError::Missing(path.to_owned()),
-        _ => AnalyseError::Unreadable { path: path.to_owned(), source },
+        _ => AnalyseError::Unreadable {
+            path: path.to_owned(),
+            source,
+        },
     };
     // O_NONBLOCK: opening a FIFO without a writer, or a device, would wait for ever.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
         .open(path)
-        .or_else(|error| if error.raw_os_error() == Some(libc::ENXIO) { Err(io::ErrorKind::Other.into()) } else { Err(error) });
+        .or_else(|error| {
+            if error.raw_os_error() == Some(libc::ENXIO) {
+                Err(io::ErrorKind::Other.into())
+            } else {
+                Err(error)
+            }
+        });
     let file = match file {
         Ok(file) => file,
         // A socket can't be opened at all: say what it is.
@@ -147,12 +156,22 @@ pub fn analyse(path: &Path) -> Result<ProbePlan, AnalyseError> {
     };
     let metadata = file.metadata().map_err(unreadable)?;
     if let Some(what) = irregular(&metadata) {
-        return Err(AnalyseError::NotRegular { path: path.to_owned(), what });
+        return Err(AnalyseError::NotRegular {
+            path: path.to_owned(),
+            what,
+        });
     }
     if metadata.len() > IMAGE_BYTES_MAX {
-        return Err(AnalyseError::TooLarge { path: path.to_owned(), what: "file" });
+        return Err(AnalyseError::TooLarge {
+            path: path.to_owned(),
+            what: "file",
+        });
     }
-    let id = ImageId { device: metadata.dev(), inode: metadata.ino(), build_id: String::new() };
+    let id = ImageId {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        build_id: String::new(),
+    };
     let cache: ReadCache<File> = ReadCache::new(file);
     plan(&cache, path, id)
 }
@@ -173,7 +192,12 @@ fn plan<'data, R: ReadRef<'data>>(data: R, path: &Path, mut id: ImageId) -> Resu
             Finding::Absent => {}
             Finding::Unsupported { version, reason } => {
                 let (path, runtime) = (path.to_owned(), runtime.name);
-                return Err(AnalyseError::UnsupportedRuntime { path, runtime, version, reason });
+                return Err(AnalyseError::UnsupportedRuntime {
+                    path,
+                    runtime,
+                    version,
+                    reason,
+                });
             }
             Finding::Planned(planned) => {
                 return Ok(ProbePlan {
@@ -189,13 +213,23 @@ fn plan<'data, R: ReadRef<'data>>(data: R, path: &Path, mut id: ImageId) -> Resu
             }
         }
     }
-    let known = RUNTIMES.iter().map(|runtime| runtime.name).collect::<Vec<_>>().join(", ");
-    Err(AnalyseError::NoRuntime { path: path.to_owned(), known })
+    let known = RUNTIMES
+        .iter()
+        .map(|runtime| runtime.name)
+        .collect::<Vec<_>>()
+        .join(", ");
+    Err(AnalyseError::NoRuntime {
+        path: path.to_owned(),
+        known,
+    })
 }
 
 fn kind_error(path: &Path) -> Option<AnalyseError> {
     let what = irregular(&path.metadata().ok()?)?;
-    Some(AnalyseError::NotRegular { path: path.to_owned(), what })
+    Some(AnalyseError::NotRegular {
+        path: path.to_owned(),
+        what,
+    })
 }
 
 fn irregular(metadata: &std::fs::Metadata) -> Option<&'static str> {
@@ -213,9 +247,10 @@ fn image_error(error: ImageError, path: &Path) -> AnalyseError {
     match error {
         ImageError::NotElf => AnalyseError::NotElf(path),
         ImageError::Narrow => AnalyseError::Narrow(path),
-        ImageError::Machine(machine) => {
-            AnalyseError::WrongArchitecture { path, architecture: architecture_name(machine) }
-        }
+        ImageError::Machine(machine) => AnalyseError::WrongArchitecture {
+            path,
+            architecture: architecture_name(machine),
+        },
         ImageError::NotExecutable => AnalyseError::NotExecutable(path),
         ImageError::Damaged(what) => AnalyseError::Damaged { path, what },
         ImageError::TooLarge(what) => AnalyseError::TooLarge { path, what },

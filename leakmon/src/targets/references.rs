@@ -24,7 +24,9 @@ pub(super) struct Reference {
 pub(super) fn references(image: &Image<'_>, targets: &[u64]) -> Vec<Reference> {
     let mut targets = targets.to_vec();
     targets.sort_unstable();
-    let (Some(first), Some(last)) = (targets.first().copied(), targets.last().copied()) else { return Vec::new() };
+    let (Some(first), Some(last)) = (targets.first().copied(), targets.last().copied()) else {
+        return Vec::new();
+    };
     let mut filter = vec![false; 1 << FILTER_BITS];
     for target in &targets {
         filter[hash(*target)] = true;

@@ -36,4 +36,7 @@ pub(super) struct Planned {
 }
 
 /// All runtimes, asked in this order.
-pub const RUNTIMES: [Runtime; 1] = [Runtime { name: "tokio", find: tokio::find }];
+pub const RUNTIMES: [Runtime; 1] = [Runtime {
+    name: "tokio",
+    find: tokio::find,
+}];

@@ -87,6 +87,14 @@ impl Daemon {
     }
 }
 
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // A test that fails must not leave it behind; after `stop` there is nothing to kill.
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
 /// Value of the first sample of a metric whose labels contain all of these.
 fn sample(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
     let line = metrics

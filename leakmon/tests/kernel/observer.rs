@@ -95,6 +95,14 @@ impl Attach {
     }
 }
 
+impl Drop for Attach {
+    fn drop(&mut self) {
+        // A test that fails must not leave it behind.
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
 /// Sends a signal to a process that this test started.
 pub(crate) fn signal(tgid: u32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(tgid.try_into().unwrap()), signal).unwrap();

@@ -14,9 +14,7 @@ use super::{
     },
     vtables::{Shape, Vtable},
 };
-use iced_x86::{
-    FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, UsedRegister,
-};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, UsedRegister};
 use leakmon_ebpf::abi::{Condition, Role};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -46,14 +44,26 @@ pub(super) struct Birth {
 
 /// Finds the births of all vtables. A vtable whose address no code takes has none: it is no vtable.
 pub(super) fn find(image: &Image<'_>, shape: &Shape, vtables: &[Vtable]) -> Vec<Birth> {
-    let sizes: BTreeMap<u64, u64> = vtables.iter().map(|vtable| (vtable.address, vtable.trailer_offset)).collect();
+    let sizes: BTreeMap<u64, u64> = vtables
+        .iter()
+        .map(|vtable| (vtable.address, vtable.trailer_offset))
+        .collect();
     let addresses: Vec<u64> = sizes.keys().copied().collect();
-    let mut search = Search { image, shape, sizes, accessors: BTreeMap::new() };
+    let mut search = Search {
+        image,
+        shape,
+        sizes,
+        accessors: BTreeMap::new(),
+    };
     let mut functions = functions_naming(image, &addresses);
     functions.retain(|start| !search.note_accessor(*start));
     let accessors: BTreeSet<u64> = search.accessors.keys().copied().collect();
     if !accessors.is_empty() {
-        let pointers = image.words.iter().filter(|word| accessors.contains(&word.1)).map(|word| word.0);
+        let pointers = image
+            .words
+            .iter()
+            .filter(|word| accessors.contains(&word.1))
+            .map(|word| word.0);
         let named: Vec<u64> = accessors.iter().copied().chain(pointers).collect();
         functions.extend(functions_naming(image, &named));
     }
@@ -63,7 +73,11 @@ pub(super) fn find(image: &Image<'_>, shape: &Shape, vtables: &[Vtable]) -> Vec<
 /// Start addresses of the functions in which one of the addresses seems to be named.
 fn functions_naming(image: &Image<'_>, addresses: &[u64]) -> BTreeSet<u64> {
     let places = references(image, addresses);
-    places.iter().filter_map(|reference| image.function(reference.place)).map(|function| function.start).collect()
+    places
+        .iter()
+        .filter_map(|reference| image.function(reference.place))
+        .map(|function| function.start)
+        .collect()
 }
 
 struct Search<'a> {
@@ -100,7 +114,9 @@ impl Allocation {
     /// Whether it is for a `Cell` whose trailer begins at this offset.
     fn fits(self, trailer_offset: u64) -> bool {
         let fits = |alignment: u64| {
-            TRAILER_BYTES.step_by(8).any(|trailer| (trailer_offset + trailer).next_multiple_of(alignment) == self.bytes)
+            TRAILER_BYTES
+                .step_by(8)
+                .any(|trailer| (trailer_offset + trailer).next_multiple_of(alignment) == self.bytes)
         };
         match self.alignment {
             Some(alignment) => ALIGNMENTS.contains(&alignment) && alignment.is_power_of_two() && fits(alignment),
@@ -112,11 +128,19 @@ impl Allocation {
 impl Search<'_> {
     /// Notes a function that only returns a vtable's address.
     fn note_accessor(&mut self, start: u64) -> bool {
-        let Some(function) = Function::around(self.image, start) else { return false };
-        let Some(ret) = function.instructions.iter().position(|i| i.flow_control() == FlowControl::Return) else {
+        let Some(function) = Function::around(self.image, start) else {
             return false;
         };
-        let plain = function.instructions[..ret].iter().all(|i| i.flow_control() == FlowControl::Next);
+        let Some(ret) = function
+            .instructions
+            .iter()
+            .position(|i| i.flow_control() == FlowControl::Return)
+        else {
+            return false;
+        };
+        let plain = function.instructions[..ret]
+            .iter()
+            .all(|i| i.flow_control() == FlowControl::Next);
         if !plain || ret >= ACCESSOR_INSTRUCTIONS_MAX {
             return false;
         }
@@ -133,27 +157,46 @@ impl Search<'_> {
     }
 
     fn births_in(&self, start: u64) -> Vec<Birth> {
-        let Some(function) = Function::around(self.image, start) else { return Vec::new() };
-        let calls = |instruction: &Instruction, target: Option<u64>, state: &State| self.call(instruction, target, state);
-        let Some(flow) = Flow::through(self.image, &function, &calls) else { return Vec::new() };
+        let Some(function) = Function::around(self.image, start) else {
+            return Vec::new();
+        };
+        let calls =
+            |instruction: &Instruction, target: Option<u64>, state: &State| self.call(instruction, target, state);
+        let Some(flow) = Flow::through(self.image, &function, &calls) else {
+            return Vec::new();
+        };
         let deeds = self.deeds(&function, &flow);
         let vtables: BTreeSet<u64> = deeds.taken.iter().map(|(_, vtable)| *vtable).collect();
-        vtables.into_iter().flat_map(|vtable| self.births_of(vtable, &function, &flow, &deeds)).collect()
+        vtables
+            .into_iter()
+            .flat_map(|vtable| self.births_of(vtable, &function, &flow, &deeds))
+            .collect()
     }
 
     fn call(&self, instruction: &Instruction, target: Option<u64>, state: &State) -> CallEffect {
         if let Some(vtable) = target.and_then(|target| self.accessors.get(&target)) {
-            return CallEffect { result: Value::Constant(*vtable), stored: None };
+            return CallEffect {
+                result: Value::Constant(*vtable),
+                stored: None,
+            };
         }
-        let Some(allocation) = allocation(state) else { return OPAQUE };
+        let Some(allocation) = allocation(state) else {
+            return OPAQUE;
+        };
         if !self.sizes.values().any(|trailer| allocation.fits(*trailer)) {
             return OPAQUE;
         }
         let value = Value::Allocation(instruction.ip());
         match state.register(RDI) {
             // posix_memalign(&slot, alignment, size): the result is an error number.
-            slot @ Value::Stack { .. } => CallEffect { result: Value::Unknown, stored: Some((slot, value)) },
-            _ => CallEffect { result: value, stored: None },
+            slot @ Value::Stack { .. } => CallEffect {
+                result: Value::Unknown,
+                stored: Some((slot, value)),
+            },
+            _ => CallEffect {
+                result: value,
+                stored: None,
+            },
         }
     }
 
@@ -213,7 +256,12 @@ impl Search<'_> {
 
     fn births_of(&self, vtable: u64, function: &Function, flow: &Flow<'_>, deeds: &Deeds) -> Vec<Birth> {
         let trailer = self.sizes.get(&vtable).copied().unwrap_or_default();
-        let fitting = |index: usize| deeds.allocations.iter().any(|(at, found)| *at == index && found.fits(trailer));
+        let fitting = |index: usize| {
+            deeds
+                .allocations
+                .iter()
+                .any(|(at, found)| *at == index && found.fits(trailer))
+        };
         let mut sites = BTreeMap::new();
         for (index, _, base, value) in deeds.placed.iter().filter(|placed| placed.1 == vtable) {
             let allocated = match value {
@@ -228,7 +276,11 @@ impl Search<'_> {
         }
         if sites.is_empty() {
             let stored: Vec<usize> = of(&deeds.stored, vtable);
-            let anchors = if stored.is_empty() { of(&deeds.taken, vtable) } else { stored };
+            let anchors = if stored.is_empty() {
+                of(&deeds.taken, vtable)
+            } else {
+                stored
+            };
             for anchor in anchors {
                 let site = match nearest(flow, anchor, &fitting) {
                     Some(call) => self.site_after(function, flow, call),
@@ -256,7 +308,9 @@ impl Search<'_> {
             let read_only = |used: &UsedRegister| matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
             let used = info.info(instruction).used_registers();
             end += 1;
-            if used.iter().any(|used| code::number(used.register()) == Some(base) && !read_only(used))
+            if used
+                .iter()
+                .any(|used| code::number(used.register()) == Some(base) && !read_only(used))
                 || instruction.flow_control() != FlowControl::Next
                 || end - store > SITE_DISTANCE_MAX
             {
@@ -277,7 +331,9 @@ impl Search<'_> {
         let mut slow = None;
         let mut tested = None;
         for index in range {
-            let Some(instruction) = function.instructions.get(index) else { break };
+            let Some(instruction) = function.instructions.get(index) else {
+                break;
+            };
             if function.jump_targets.contains(&instruction.ip()) {
                 break;
             }
@@ -319,12 +375,19 @@ fn allocation(state: &State) -> Option<Allocation> {
     };
     let alignment = |value: u64| value.is_power_of_two() && ALIGNMENTS.contains(&value);
     match (constant(RDI), constant(RSI), constant(RDX)) {
-        (Some(bytes), Some(align), _) if alignment(align) && bytes >= align => {
-            Some(Allocation { bytes, alignment: Some(align) })
-        }
-        (Some(align), Some(bytes), _) if alignment(align) => Some(Allocation { bytes, alignment: Some(align) }),
+        (Some(bytes), Some(align), _) if alignment(align) && bytes >= align => Some(Allocation {
+            bytes,
+            alignment: Some(align),
+        }),
+        (Some(align), Some(bytes), _) if alignment(align) => Some(Allocation {
+            bytes,
+            alignment: Some(align),
+        }),
         (None, Some(align), Some(bytes)) if alignment(align) && matches!(state.register(RDI), Value::Stack { .. }) => {
-            Some(Allocation { bytes, alignment: Some(align) })
+            Some(Allocation {
+                bytes,
+                alignment: Some(align),
+            })
         }
         (Some(bytes), _, _) => Some(Allocation { bytes, alignment: None }),
         _ => None,
@@ -332,7 +395,11 @@ fn allocation(state: &State) -> Option<Allocation> {
 }
 
 fn of(deeds: &[(usize, u64)], vtable: u64) -> Vec<usize> {
-    deeds.iter().filter(|deed| deed.1 == vtable).map(|deed| deed.0).collect()
+    deeds
+        .iter()
+        .filter(|deed| deed.1 == vtable)
+        .map(|deed| deed.0)
+        .collect()
 }
 
 fn note(sites: &mut BTreeMap<u64, Result<ProbeSite, &'static str>>, site: Result<ProbeSite, &'static str>) {

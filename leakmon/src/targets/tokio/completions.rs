@@ -27,7 +27,9 @@ pub(super) fn find(image: &Image<'_>) -> Vec<ProbeSite> {
     let mut sites = BTreeMap::new();
     let mut covered = BTreeSet::new();
     for start in functions_with_exchange(image) {
-        let Some(function) = Function::around(image, start) else { continue };
+        let Some(function) = Function::around(image, start) else {
+            continue;
+        };
         for site in exchange_sites(image, &function) {
             covered.insert(start);
             sites.insert(site.address, site);
@@ -74,7 +76,9 @@ fn exchange_sites(image: &Image<'_>, function: &Function) -> Vec<ProbeSite> {
     let code = &function.instructions;
     let exchanges = code.iter().enumerate().filter(|(_, exchange)| is_exchange(exchange));
     let flipping = exchanges.filter(|(index, exchange)| {
-        code[index.saturating_sub(XOR_DISTANCE_MAX)..*index].iter().any(|xor| flips(xor, exchange.op1_register()))
+        code[index.saturating_sub(XOR_DISTANCE_MAX)..*index]
+            .iter()
+            .any(|xor| flips(xor, exchange.op1_register()))
     });
     flipping
         .filter_map(|(index, exchange)| {
@@ -124,7 +128,10 @@ fn unoptimised_site(image: &Image<'_>, address: u64) -> Option<ProbeSite> {
                 slow = Some(site);
             }
         }
-        if !matches!(instruction.flow_control(), FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall) {
+        if !matches!(
+            instruction.flow_control(),
+            FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall
+        ) {
             break;
         }
     }
@@ -135,18 +142,25 @@ fn unoptimised_site(image: &Image<'_>, address: u64) -> Option<ProbeSite> {
 fn call(image: &Image<'_>, target: Option<u64>, state: &State, depth: usize) -> CallEffect {
     let argument = state.register(RDI);
     match target {
-        Some(target) if argument == Value::Argument && returns_argument(image, target, depth) => {
-            CallEffect { result: argument, stored: None }
-        }
+        Some(target) if argument == Value::Argument && returns_argument(image, target, depth) => CallEffect {
+            result: argument,
+            stored: None,
+        },
         _ => OPAQUE,
     }
 }
 
 fn returns_argument(image: &Image<'_>, address: u64, depth: usize) -> bool {
-    let Some(depth) = depth.checked_sub(1) else { return false };
-    let Some(function) = Function::around(image, address) else { return false };
+    let Some(depth) = depth.checked_sub(1) else {
+        return false;
+    };
+    let Some(function) = Function::around(image, address) else {
+        return false;
+    };
     let calls = |_: &Instruction, target: Option<u64>, state: &State| call(image, target, state, depth);
-    let Some(flow) = Flow::through(image, &function, &calls) else { return false };
+    let Some(flow) = Flow::through(image, &function, &calls) else {
+        return false;
+    };
     let mut returns = 0;
     let mut same = true;
     flow.visit(|index, state| {

@@ -22,7 +22,11 @@ pub(super) fn find(image: &Image<'_>) -> Option<String> {
     for segment in image.segments.iter().filter(|segment| !segment.executable) {
         let data = &segment.data[..segment.data.len().min(budget)];
         budget -= data.len();
-        for (index, _) in data.windows(BEFORE.len()).enumerate().filter(|(_, window)| *window == BEFORE) {
+        for (index, _) in data
+            .windows(BEFORE.len())
+            .enumerate()
+            .filter(|(_, window)| *window == BEFORE)
+        {
             let rest = &data[index + BEFORE.len()..];
             let Some(version) = version(rest) else { continue };
             if counts.len() < VERSIONS_MAX || counts.contains_key(version) {
@@ -30,7 +34,10 @@ pub(super) fn find(image: &Image<'_>) -> Option<String> {
             }
         }
     }
-    counts.into_iter().max_by_key(|(_, count)| *count).map(|(version, _)| version.to_owned())
+    counts
+        .into_iter()
+        .max_by_key(|(_, count)| *count)
+        .map(|(version, _)| version.to_owned())
 }
 
 /// `1.54.1` of `1.54.1/src/…`.
@@ -40,7 +47,9 @@ fn version(rest: &[u8]) -> Option<&str> {
     let version = std::str::from_utf8(&rest[..end]).ok()?;
     let mut numbers = version.split(['.', '-', '+']);
     let numeric = (0..3).all(|_| numbers.next().is_some_and(|number| number.parse::<u32>().is_ok()));
-    let printable = version.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-+".contains(&byte));
+    let printable = version
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b".-+".contains(&byte));
     (numeric && printable).then_some(version)
 }
 
