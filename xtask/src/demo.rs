@@ -75,7 +75,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
             .arg(build.example(workspace, VICTIM))
             .args(["--pace-ms", PACE_MS]);
         println!("demo: {}", workspace::shown(&command));
-        let truth = victims::run(&mut command)?;
+        let truth = victims::run(&command)?;
         let report = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
         Ok((truth, report))
     };
