@@ -54,7 +54,7 @@ pub(crate) fn run(workspace: &Workspace, rounds: usize, tasks: usize) -> Result<
         for (configuration, samples) in CONFIGURATIONS.iter().zip(&mut samples) {
             let mut command = command(workspace, &leakmon, &victim, configuration);
             command.args(["--tasks", &tasks_text]);
-            let truth = victims::run(&mut command).with_context(|| configuration.name.to_owned())?;
+            let truth = victims::run(&command).with_context(|| configuration.name.to_owned())?;
             samples.push(truth.ns_per_task.context("the victim did not time itself")?);
         }
     }

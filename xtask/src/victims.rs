@@ -6,7 +6,13 @@
 use crate::workspace::{self, Workspace};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+/// Seconds that a run may take; the longest takes five.
+const TIME_LIMIT: &str = "120";
 
 /// How a victim is built. leakmon itself has one build only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,9 +120,18 @@ impl Truth {
     }
 }
 
-/// Runs a command whose standard output is a victim's, and reads the truth.
-pub(crate) fn run(command: &mut Command) -> Result<Truth> {
-    Truth::parse(&workspace::output(command)?)
+/// Runs a command whose standard output is a victim's, and reads the truth. What takes longer than [`TIME_LIMIT`] is ended.
+pub(crate) fn run(command: &Command) -> Result<Truth> {
+    // coreutils' timeout signals the whole process group, and continues what is stopped.
+    let mut limited = Command::new("timeout");
+    limited
+        .args(["--kill-after=10", TIME_LIMIT])
+        .arg(command.get_program())
+        .args(command.get_args());
+    if let Some(folder) = command.get_current_dir() {
+        limited.current_dir(folder);
+    }
+    Truth::parse(&workspace::output(limited.stdin(Stdio::null()))?)
 }
 
 #[cfg(test)]
