@@ -57,8 +57,8 @@ mod programs {
 
     /// A process stands at its entry point.
     #[uprobe]
-    pub fn process_entry(_ctx: ProbeContext) -> u32 {
-        crate::thread::entry()
+    pub fn process_entry(ctx: ProbeContext) -> u32 {
+        crate::thread::entry(&ctx)
     }
 
     /// Does nothing: the floor of what a probe costs, for the benchmarks.

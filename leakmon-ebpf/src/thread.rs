@@ -9,11 +9,11 @@ use crate::{
     target,
 };
 use aya_ebpf::{
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, generated::bpf_send_signal},
-    programs::RawTracePointContext,
+    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns, bpf_probe_read_kernel, generated::bpf_send_signal},
+    programs::{ProbeContext, RawTracePointContext},
 };
 use aya_log_ebpf::info;
-use leakmon_ebpf::abi::{FOLLOW, HOLD, RecordKind};
+use leakmon_ebpf::abi::{Cookie, FOLLOW, HOLD, RecordKind};
 
 /// `SIGSTOP` on x86-64 (`arch/x86/include/uapi/asm/signal.h`).
 const SIGSTOP: u32 = 19;
@@ -70,22 +70,20 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
 }
 
 /// A process stands at its entry point: all libraries that it needs at start are mapped, and none of its own code has
-/// run. Where it is to be held, it stops, and user space lets it go once its tables are loaded.
+/// run. It becomes a target now, so that user space can look at it before its first task. Where it is to be held, it
+/// stops, and user space lets it go once its tables are loaded.
 #[inline(always)]
-pub fn entry() -> u32 {
-    let tgid = target::tgid();
-    let Some(flags) = WATCHED.get_ptr(tgid) else {
+pub fn entry(ctx: &ProbeContext) -> u32 {
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let Some(target) = target::current(cookie, now_ns) else {
         return 0;
     };
-    if unsafe { *flags } & HOLD == 0 {
-        return 0;
-    }
-    let Some(entry) = TARGETS.get_ptr(tgid) else {
+    let Some(flags) = WATCHED.get_ptr(target::tgid()) else {
         return 0;
     };
-    if unsafe { bpf_send_signal(SIGSTOP) } == 0 {
-        let now_ns = unsafe { bpf_ktime_get_ns() };
-        emit::emit(RecordKind::Held, now_ns, unsafe { (*entry).target }, 0, 0, 0);
+    if unsafe { *flags } & HOLD != 0 && unsafe { bpf_send_signal(SIGSTOP) } == 0 {
+        emit::emit(RecordKind::Held, now_ns, target, 0, 0, 0);
     }
     0
 }

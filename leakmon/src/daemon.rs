@@ -19,7 +19,7 @@ use crate::{
     live::{Live, StackKey},
 };
 use images::Images;
-use leakmon_ebpf::abi::TargetId;
+use leakmon_ebpf::abi::{Loss, TargetId};
 use names::Names;
 use processes::Processes;
 use publication::Publisher;
@@ -33,6 +33,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// A sweep visits every live task, so the next one waits at least this many times as long as the last one took: it never
 /// takes more than half a percent of a processor.
 const SWEEP_REST: u32 = 200;
+
+/// How long a command is held at its entry point for its unwind tables; they take milliseconds.
+const HOLD_MAX: Duration = Duration::from_secs(2);
 
 /// How long the last report waits for names; what is not resolved by then is shown by image and offset.
 const NAMES_WAIT: Duration = Duration::from_secs(60);
@@ -50,8 +53,10 @@ pub struct Observer {
     began_ns: u64,
     events: [u64; Event::KINDS.len()],
     next_sweep: Instant,
-    /// Processes that stand at their entry point until their tables are loaded.
-    held: Vec<TargetId>,
+    /// Processes that stand at their entry point until their tables are loaded, each with the time it has waited since.
+    held: Vec<(TargetId, Instant)>,
+    /// Events that had been dropped when held processes were last looked for.
+    dropped_events: u64,
 }
 
 impl Observer {
@@ -74,6 +79,7 @@ impl Observer {
             events: [0; Event::KINDS.len()],
             next_sweep: Instant::now(),
             held: Vec::new(),
+            dropped_events: 0,
         })
     }
 
@@ -110,13 +116,26 @@ impl Observer {
         }
     }
 
-    /// Lets held processes go once their tables are there.
+    /// Lets held processes go once their tables are there, or have been waited for long enough.
     fn let_go(&mut self) {
-        if self.held.is_empty() || !self.unwinding.is_complete() {
-            return;
-        }
-        for target in self.held.drain(..) {
-            hold::let_go(target.tgid());
+        let complete = self.unwinding.is_complete();
+        self.held.retain(|(target, since)| {
+            let wait = !complete && since.elapsed() < HOLD_MAX;
+            if !wait {
+                hold::let_go(target.tgid());
+            }
+            wait
+        });
+    }
+
+    /// Where events were dropped, one that says that a process is held may be among them: whoever is watched goes on.
+    fn let_go_after_loss(&mut self) {
+        let dropped = self.kernel.loss()[Loss::RingFull as usize];
+        if dropped > self.dropped_events {
+            self.dropped_events = dropped;
+            for tgid in self.kernel.watched() {
+                hold::let_go(tgid);
+            }
         }
     }
 
@@ -146,7 +165,7 @@ impl Observer {
             Event::Held { target } => {
                 self.names.see_target(target);
                 self.unwinding.see(target, &mut self.kernel);
-                self.held.push(target);
+                self.held.push((target, Instant::now()));
             }
             Event::Stack {
                 target, stack, cookie, ..
@@ -163,6 +182,7 @@ impl Observer {
     /// Reads the kernel's counters; sweeps where it is time.
     fn tick(&mut self) {
         self.drain();
+        self.let_go_after_loss();
         let sweep = if Instant::now() >= self.next_sweep {
             self.sweep()
         } else {
@@ -262,7 +282,7 @@ impl Observer {
     pub fn into_kernel(mut self) -> Kernel {
         // The probes outlive this process by moments: they must hold nobody then.
         self.kernel.unwatch_all();
-        for target in self.held.drain(..) {
+        for (target, _) in self.held.drain(..) {
             hold::let_go(target.tgid());
         }
         self.kernel

@@ -47,9 +47,6 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     let program = find(name)?;
     let (plan, file) = analyse(&program)?;
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
-    if let Some(entry) = plan.entry_file_offset {
-        observer.hold_at_entry(&file, entry)?;
-    }
     observer.add_image(plan, file, false)?;
     let mut signals = listen()?;
     let mut command = Command::new(&program);

@@ -20,7 +20,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
     io::Read,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     sync::mpsc::{SyncSender, TrySendError, sync_channel},
 };
 use tokio::sync::mpsc::{Receiver, channel};
@@ -149,6 +149,13 @@ impl Unwinding {
         }
     }
 
+    /// Has the table of an image built before a process of it is seen.
+    pub(super) fn expect(&mut self, file: &File) {
+        if let (Ok(metadata), Ok(own)) = (file.metadata(), file.try_clone()) {
+            self.table((metadata.dev(), metadata.ino()), || Some(own));
+        }
+    }
+
     /// Takes one built table and gives it to all who wait. Waits for ever where none is due. Safe to drop half-way.
     pub(super) async fn built(&mut self) -> Option<Finished> {
         if self.building == 0 {
@@ -210,6 +217,17 @@ impl Unwinding {
             return None;
         }
         let identity = if is_vdso { VDSO } else { (mapping.device, mapping.inode) };
+        self.table(identity, || {
+            if is_vdso {
+                None
+            } else {
+                processes::open_mapping(tgid, mapping).ok()
+            }
+        })
+    }
+
+    /// Number of an image, and whether its table is ready; it is built where that was not done. `open` gives the file.
+    fn table(&mut self, identity: Identity, open: impl FnOnce() -> Option<File>) -> Option<(u32, bool)> {
         if let Some(known) = self.images.get(&identity) {
             return Some((known.number, known.ready));
         }
@@ -220,14 +238,11 @@ impl Unwinding {
             self.refused += 1;
             return None;
         };
-        let file = if is_vdso {
-            None
-        } else {
-            Some(processes::open_mapping(tgid, mapping).ok()?)
-        };
+        let file = open();
         let source = match &file {
-            None => Source::Vdso,
             Some(file) => Source::File(file.try_clone().ok()?),
+            None if identity == VDSO => Source::Vdso,
+            None => return None,
         };
         match self.requests.try_send((number, source)) {
             Ok(()) => self.building += 1,
@@ -237,14 +252,12 @@ impl Unwinding {
                 return None;
             }
         }
-        self.images.insert(
-            identity,
-            ImageTable {
-                number,
-                _file: file,
-                ready: false,
-            },
-        );
+        let image = ImageTable {
+            number,
+            _file: file,
+            ready: false,
+        };
+        self.images.insert(identity, image);
         Some((number, false))
     }
 }

@@ -31,6 +31,7 @@ impl Observer {
             .images
             .next_number()
             .with_context(|| format!("{path}: too many images are watched"))?;
+        self.unwinding.expect(&file);
         let attached = self
             .kernel
             .attach(&plan, &file, ImageNumber { number, every_process })?;
@@ -119,15 +120,6 @@ impl Observer {
         if timeout(TABLES_WAIT, ready).await.is_err() {
             tracing::warn!("unwind tables take long: the first stacks may be cut short");
         }
-    }
-
-    /// Attaches the probe by which [`Self::watch_children`] holds processes of an image at their entry point. It goes first:
-    /// links are closed in this order, so a leakmon that is killed leaves nobody held.
-    ///
-    /// # Errors
-    /// Where the kernel refuses it.
-    pub fn hold_at_entry(&mut self, file: &File, file_offset: u64) -> Result<(), KernelError> {
-        self.kernel.attach_entry(file, file_offset)
     }
 
     /// Makes a running process a target now, so that it is shown before its first hit.

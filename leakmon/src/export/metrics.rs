@@ -122,12 +122,52 @@ pub fn render(table: &SeriesTable, loss: &LossReport, own: &SelfMetrics, filter:
     Ok(text)
 }
 
-/// What leakmon says about itself.
+/// What leakmon says about itself: what it lost, then how full it is.
 fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &SelfMetrics) -> Result<(), String> {
-    let (gauge, counter) = (MetricType::GAUGE, MetricType::COUNTER);
-    let one = |count: u64| vec![with_value(Metric::default(), counter, count as f64)];
+    own_counters(text, table, loss, own)?;
+    let gauge = MetricType::GAUGE;
     let entries = own.maps.iter().map(|fill| (fill.map, fill.entries));
     let capacities = own.maps.iter().map(|fill| (fill.map, fill.capacity));
+    for (name, help, kind, samples) in [
+        (
+            "leakmon_map_entries",
+            "Entries in use of a BPF map.",
+            gauge,
+            by(gauge, "map", entries),
+        ),
+        (
+            "leakmon_map_capacity",
+            "Entries that fit into a BPF map.",
+            gauge,
+            by(gauge, "map", capacities),
+        ),
+        (
+            "leakmon_targets",
+            "Processes watched, by status.",
+            gauge,
+            by(gauge, "status", own.targets.iter().copied()),
+        ),
+        (
+            "leakmon_probe_sites",
+            SITES,
+            gauge,
+            by(gauge, "cost", [("cheap", own.cheap_sites), ("slow", own.slow_sites)]),
+        ),
+        (
+            "leakmon_build_info",
+            "1, with the version of leakmon.",
+            gauge,
+            by(gauge, "version", [(env!("CARGO_PKG_VERSION"), 1)]),
+        ),
+    ] {
+        encode(text, name, help, kind, samples)?;
+    }
+    Ok(())
+}
+
+fn own_counters(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &SelfMetrics) -> Result<(), String> {
+    let counter = MetricType::COUNTER;
+    let one = |count: u64| vec![with_value(Metric::default(), counter, count as f64)];
     for (name, help, kind, samples) in [
         (
             "leakmon_events_total",
@@ -159,36 +199,6 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
             REFUSED,
             counter,
             one(table.refused_processes),
-        ),
-        (
-            "leakmon_map_entries",
-            "Entries in use of a BPF map.",
-            gauge,
-            by(gauge, "map", entries),
-        ),
-        (
-            "leakmon_map_capacity",
-            "Entries that fit into a BPF map.",
-            gauge,
-            by(gauge, "map", capacities),
-        ),
-        (
-            "leakmon_targets",
-            "Processes watched, by status.",
-            gauge,
-            by(gauge, "status", own.targets.iter().copied()),
-        ),
-        (
-            "leakmon_probe_sites",
-            SITES,
-            gauge,
-            by(gauge, "cost", [("cheap", own.cheap_sites), ("slow", own.slow_sites)]),
-        ),
-        (
-            "leakmon_build_info",
-            "1, with the version of leakmon.",
-            gauge,
-            by(gauge, "version", [(env!("CARGO_PKG_VERSION"), 1)]),
         ),
     ] {
         encode(text, name, help, kind, samples)?;

@@ -13,7 +13,7 @@ use leakmon_ebpf::abi::{Condition, Cookie, Kind, Role};
 use std::{
     fs::File,
     os::{fd::AsRawFd, unix::fs::FileExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 const BIRTH: &str = "task_birth";
@@ -26,7 +26,12 @@ pub(super) const PROGRAMS: [&str; 4] = [BIRTH, END, ENTRY, EMPTY];
 /// Links of all attached sites. Closing one takes a kernel grace period, so they are closed off the main path
 /// (`detach`).
 #[derive(Debug, Default)]
-pub struct Links(Vec<UProbeLink>);
+pub struct Links {
+    /// Of entry points.
+    entries: Vec<UProbeLink>,
+    /// Of probe sites.
+    sites: Vec<UProbeLink>,
+}
 
 /// Who an image is to the programs, and for whom its sites count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +78,10 @@ impl Kernel {
     pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<Attached, KernelError> {
         // Through the descriptor the probe reaches exactly the file that was analysed, whatever its path names now.
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        // First, since links are closed in this order: a leakmon that is killed leaves nobody held.
+        if let Some(file_offset) = plan.entry_file_offset {
+            self.attach_entry(&path, file_offset, image)?;
+        }
         let mut outcome = Attached::default();
         for role in [Role::End, Role::Birth] {
             let name = match (self.settings.empty_programs, role) {
@@ -96,7 +105,7 @@ impl Kernel {
                 });
                 match attached {
                     Ok(link) => {
-                        self.links.0.push(link);
+                        self.links.sites.push(link);
                         outcome.sites.push(index);
                     }
                     Err(reason) => outcome.refused.push((index, reason)),
@@ -106,19 +115,24 @@ impl Kernel {
         Ok(outcome)
     }
 
-    /// Attaches the program that stops a held process at its entry point, which is at this offset of the file.
-    ///
-    /// # Errors
-    /// Where the kernel refuses it.
-    pub fn attach_entry(&mut self, file: &File, file_offset: u64) -> Result<(), KernelError> {
+    /// Attaches the program that sees a process at its entry point.
+    fn attach_entry(&mut self, path: &Path, file_offset: u64, image: ImageNumber) -> Result<(), KernelError> {
+        let cookie = Cookie::new(0, Role::Birth, Condition::Always, Kind::Task, 0, image.number);
+        let cookie = if image.every_process {
+            cookie.for_every_process()
+        } else {
+            cookie
+        };
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(file_offset),
+            cookie: Some(cookie.0),
+        };
         let uprobe: &mut UProbe = program(&mut self.ebpf, ENTRY)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let location = UProbeAttachLocation::AbsoluteOffset(file_offset);
         let link = uprobe
-            .attach(location, path, UProbeScope::AllProcesses)
+            .attach(point, path, UProbeScope::AllProcesses)
             .and_then(|id| uprobe.take_link(id));
         self.links
-            .0
+            .entries
             .push(link.map_err(|error| KernelError::Program(ENTRY, error))?);
         Ok(())
     }
@@ -126,7 +140,7 @@ impl Kernel {
     /// How many sites are attached.
     #[must_use]
     pub fn attached_sites(&self) -> usize {
-        self.links.0.len()
+        self.links.sites.len()
     }
 }
 

@@ -182,9 +182,15 @@ impl Kernel {
         self.watched.remove(&tgid);
     }
 
+    /// The processes that are watched by number.
+    #[must_use]
+    pub fn watched(&self) -> Vec<u32> {
+        self.watched.entries().into_iter().map(|(tgid, _)| tgid).collect()
+    }
+
     /// Stops watching processes by number, so that none is held that nobody would let go.
     pub fn unwatch_all(&mut self) {
-        for (tgid, _) in self.watched.entries() {
+        for tgid in self.watched() {
             self.watched.remove(&tgid);
         }
     }

@@ -95,6 +95,13 @@ impl Drop for Daemon {
     }
 }
 
+/// Counts of a process, where it is shown.
+fn of_victim(report: &Report, tgid: u32) -> Option<Counts> {
+    let targets = report.0["targets"].as_array().unwrap();
+    let target = targets.iter().find(|target| target["pid"] == tgid)?;
+    Some(Counts::of(&target["task"]))
+}
+
 /// Value of the first sample of a metric whose labels contain all of these.
 fn sample(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
     let line = metrics
@@ -132,19 +139,15 @@ fn the_daemon_serves_what_it_counts() {
     let daemon = Daemon::start(&["--exe", path.to_str().unwrap()]);
     let mut victim = Victim::start(&path, &[]);
     victim.await_ready();
+    daemon.await_report("the victim", |report| of_victim(report, victim.tgid()).is_some());
     victim.go_on();
     victim.await_ready();
     victim.go_on();
     let truth = victim.truth();
     let mine = format!("pid=\"{}\"", victim.tgid());
-    let of_victim = |report: &Report| {
-        let targets = report.0["targets"].as_array().unwrap();
-        targets
-            .iter()
-            .find(|target| target["pid"] == victim.tgid())
-            .map(|target| Counts::of(&target["task"]))
-    };
-    daemon.await_report("the victim's truth", |report| of_victim(report) == Some(truth.total()));
+    daemon.await_report("the victim's truth", |report| {
+        of_victim(report, victim.tgid()) == Some(truth.total())
+    });
     assert_eq!(daemon.request("/readyz").0, 200);
     assert_eq!(daemon.request("/livez").0, 200);
     assert_eq!(daemon.request("/nothing").0, 404);
@@ -180,13 +183,7 @@ fn the_daemon_serves_what_it_counts() {
 
     let tgid = victim.tgid();
     drop(victim);
-    daemon.await_report("the victim's end", |report| {
-        report.0["targets"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .all(|target| target["pid"] != tgid)
-    });
+    daemon.await_report("the victim's end", |report| of_victim(report, tgid).is_none());
     let after = daemon.get("/metrics");
     assert_eq!(
         sample(&after, "leakmon_tasks_live", &[&mine]),

@@ -1,3 +1,5 @@
+//! The server over real loopback sockets: routes, limits, slow and broken clients.
+
 use super::*;
 use crate::export::samples;
 use crate::export::series::{Limits as SeriesLimits, SeriesBook};

@@ -1,3 +1,5 @@
+//! The choice of series against a naive model: no counter falls, sums stay right.
+
 use super::*;
 use crate::export::filter::KINDS;
 use crate::export::samples;

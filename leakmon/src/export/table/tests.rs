@@ -1,3 +1,5 @@
+//! The table at several widths, and with hostile names.
+
 use super::*;
 use crate::export::samples;
 use proptest::prelude::*;

@@ -103,9 +103,8 @@ proptest! {
 
 #[test]
 fn each_way_out_has_its_cause() {
-    let usual = (kind::STACK_POINTER, 0, 1);
     let rules = [
-        usual,
+        (kind::STACK_POINTER, 0, 1),
         (kind::END, 0, 0),
         (kind::UNSUPPORTED, 0, 0),
         (kind::NONE, 0, 0),
