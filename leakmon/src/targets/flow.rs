@@ -8,12 +8,14 @@ use super::{
     image::Image,
 };
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Stack slots that are followed at once; more are forgotten.
 const SLOTS_MAX: usize = 256;
 /// Visits of a block, on average, until a function is given up. Three suffice for all seen.
 const VISITS_PER_BLOCK_MAX: usize = 64;
+/// Places in a function where rsp is not the same on every way, as in a loop that probes a large frame page by page.
+const FRAME_PLACES_MAX: usize = 16;
 
 /// Machine encodings.
 pub(super) const RAX: u8 = 0;
@@ -32,7 +34,8 @@ pub(super) enum Value {
     Unknown,
     /// This number, or this address in the image.
     Constant(u64),
-    /// An address in the frame: `base` is 0 for the frame at entry, else the address of the instruction that aligned rsp.
+    /// An address in the frame: `base` is 0 for the frame at entry, else the address of the instruction that aligned rsp, or
+    /// at which ways with another rsp meet.
     Stack { base: u64, offset: i64 },
     /// The function's first argument.
     Argument,
@@ -101,22 +104,14 @@ impl State {
         }
     }
 
-    /// Keeps what both agree on, where they meet in the code at `place`; says whether anything was lost.
-    ///
-    /// A loop that probes a large frame page by page comes round with another rsp each time: from there on the frame is
-    /// reckoned from `place`.
-    fn meet(&mut self, other: &Self, place: u64) -> bool {
+    /// Keeps what both agree on; says whether anything was lost.
+    fn meet(&mut self, other: &Self) -> bool {
         let mut changed = false;
-        for (index, (mine, theirs)) in self.registers.iter_mut().zip(&other.registers).enumerate() {
-            let merged = match (*mine, *theirs) {
-                (same, other) if same == other => continue,
-                (Value::Stack { .. }, Value::Stack { .. }) if index == usize::from(RSP) => {
-                    Value::Stack { base: place, offset: 0 }
-                }
-                _ => Value::Unknown,
-            };
-            changed |= *mine != merged;
-            *mine = merged;
+        for (mine, theirs) in self.registers.iter_mut().zip(&other.registers) {
+            if *mine != Value::Unknown && mine != theirs {
+                *mine = Value::Unknown;
+                changed = true;
+            }
         }
         let before = self.slots.len();
         self.slots.retain(|key, value| other.slots.get(key) == Some(value));
@@ -138,6 +133,13 @@ pub(super) type CallModel<'a> = &'a dyn Fn(&Instruction, Option<u64>, &State) ->
 /// A call of which nothing is known.
 pub(super) const OPAQUE: CallEffect = CallEffect { result: Value::Unknown, stored: None };
 
+/// Why a flow did not come to rest.
+enum Unsettled {
+    /// Ways with another rsp meet at this address: begin again and reckon the frame from there.
+    Frame(u64),
+    TooLong,
+}
+
 /// The flow through one function.
 pub(super) struct Flow<'a> {
     image: &'a Image<'a>,
@@ -145,6 +147,8 @@ pub(super) struct Flow<'a> {
     calls: CallModel<'a>,
     /// Index of each block's first instruction, ascending.
     blocks: Vec<usize>,
+    /// Addresses of blocks from which the frame is reckoned anew.
+    frames: BTreeSet<u64>,
     entry_states: Vec<Option<State>>,
 }
 
@@ -152,31 +156,49 @@ impl<'a> Flow<'a> {
     /// Follows the values until nothing changes. `None` where that takes too long.
     pub(super) fn through(image: &'a Image<'a>, function: &'a Function, calls: CallModel<'a>) -> Option<Self> {
         let blocks = blocks(function);
-        let entry_states = vec![None; blocks.len()];
-        let mut flow = Self { image, function, calls, blocks, entry_states };
-        let mut visits = flow.blocks.len().saturating_mul(VISITS_PER_BLOCK_MAX);
+        let mut frames = BTreeSet::new();
+        while frames.len() < FRAME_PLACES_MAX {
+            let entry_states = vec![None; blocks.len()];
+            let mut flow = Self { image, function, calls, blocks: blocks.clone(), frames: frames.clone(), entry_states };
+            match flow.settle_all() {
+                Ok(()) => return Some(flow),
+                Err(Unsettled::Frame(place)) => frames.insert(place),
+                Err(Unsettled::TooLong) => return None,
+            };
+        }
+        None
+    }
+
+    fn settle_all(&mut self) -> Result<(), Unsettled> {
+        let mut visits = self.blocks.len().saturating_mul(VISITS_PER_BLOCK_MAX);
         let mut frame = None;
-        flow.settle(0, State::at_entry(), &mut visits, &mut frame)?;
+        self.settle(0, State::at_entry(), &mut visits, &mut frame)?;
         // Only an indirect jump (a `match` over an async function's state) reaches what is left.
         let mut block = 0;
         while let Some(state) = frame.clone() {
-            let Some(next) = (block..flow.blocks.len()).find(|block| flow.entry_states[*block].is_none()) else { break };
-            flow.settle(next, state, &mut visits, &mut frame)?;
+            let Some(next) = (block..self.blocks.len()).find(|block| self.entry_states[*block].is_none()) else { break };
+            self.settle(next, state, &mut visits, &mut frame)?;
             block = next;
         }
-        Some(flow)
+        Ok(())
     }
 
-    fn settle(&mut self, first: usize, state: State, visits: &mut usize, frame: &mut Option<State>) -> Option<()> {
-        let Some(place) = self.entry_states.get_mut(first) else { return Some(()) };
+    fn settle(
+        &mut self,
+        first: usize,
+        state: State,
+        visits: &mut usize,
+        frame: &mut Option<State>,
+    ) -> Result<(), Unsettled> {
+        let Some(place) = self.entry_states.get_mut(first) else { return Ok(()) };
         *place = Some(state);
         let mut queue = VecDeque::from([first]);
         let mut info = InstructionInfoFactory::new();
         while let Some(block) = queue.pop_front() {
-            *visits = visits.checked_sub(1)?;
+            *visits = visits.checked_sub(1).ok_or(Unsettled::TooLong)?;
             let Some(mut state) = self.entry_states[block].clone() else { continue };
             let range = self.block_range(block);
-            for instruction in self.function.instructions.get(range.clone())? {
+            for instruction in &self.function.instructions[range.clone()] {
                 self.step(&mut state, instruction, &mut info);
                 if instruction.flow_control() == FlowControl::IndirectBranch && frame.is_none() {
                     *frame = Some(state.frame_only());
@@ -184,20 +206,28 @@ impl<'a> Flow<'a> {
             }
             for next in self.successors(range.end - 1).collect::<Vec<_>>() {
                 let Ok(next) = self.blocks.binary_search(&next) else { continue };
-                let place = self.function.instructions[self.blocks[next]].ip();
-                let changed = match &mut self.entry_states[next] {
-                    Some(known) => known.meet(&state, place),
-                    place @ None => {
-                        *place = Some(state.clone());
-                        true
-                    }
-                };
-                if changed {
+                if self.enter(next, state.clone())? {
                     queue.push_back(next);
                 }
             }
         }
-        Some(())
+        Ok(())
+    }
+
+    /// Merges a state into a block's; says whether that changed it.
+    fn enter(&mut self, block: usize, mut state: State) -> Result<bool, Unsettled> {
+        let place = self.function.instructions[self.blocks[block]].ip();
+        if self.frames.contains(&place) {
+            state.set_register(RSP, Value::Stack { base: place, offset: 0 });
+        }
+        let Some(known) = &mut self.entry_states[block] else {
+            self.entry_states[block] = Some(state);
+            return Ok(true);
+        };
+        match (known.register(RSP), state.register(RSP)) {
+            (mine @ Value::Stack { .. }, theirs @ Value::Stack { .. }) if mine != theirs => Err(Unsettled::Frame(place)),
+            _ => Ok(known.meet(&state)),
+        }
     }
 
     fn block_range(&self, block: usize) -> std::ops::Range<usize> {

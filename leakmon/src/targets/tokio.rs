@@ -5,6 +5,7 @@
 
 mod births;
 mod completions;
+mod type_names;
 mod version;
 mod vtables;
 
@@ -15,7 +16,8 @@ use super::{
 };
 use births::Birth;
 use std::collections::{BTreeMap, BTreeSet};
-use vtables::{SHAPES, Vtable};
+use type_names::Naming;
+use vtables::{SHAPES, Shape, Vtable};
 
 /// Problems told one by one; more are summed up.
 const PROBLEMS_MAX: usize = 32;
@@ -37,7 +39,7 @@ pub(super) fn find(image: &Image<'_>) -> Finding {
         if vtables.is_empty() {
             continue;
         }
-        return Finding::Planned(plan(image, &vtables, births));
+        return Finding::Planned(plan(image, shape, &vtables, births));
     }
     absent(image)
 }
@@ -53,17 +55,15 @@ fn absent(image: &Image<'_>) -> Finding {
     Finding::Unsupported { version: Some(version), reason }
 }
 
-fn plan(image: &Image<'_>, vtables: &[Vtable], births: Vec<Birth>) -> Planned {
+fn plan(image: &Image<'_>, shape: &Shape, vtables: &[Vtable], births: Vec<Birth>) -> Planned {
     let mut planned = Planned { version: version::find(image), ..Planned::default() };
-    planned.task_types = vtables.iter().map(task_type).collect();
-    let mut followed = BTreeSet::new();
-    for (address, (site, types)) in by_site(vtables, births, &mut planned.problems) {
-        followed.extend(types.iter().copied());
+    let namings = type_names::find(image, shape, vtables);
+    planned.task_types = vtables.iter().zip(namings).map(|(vtable, naming)| task_type(vtable, naming)).collect();
+    for (site, types) in by_site(vtables, births, &mut planned.problems).into_values() {
         let task_type = match types.as_slice() {
             [only] => Some(*only),
             _ => None,
         };
-        debug_assert_eq!(address, site.address);
         planned.sites.push(ProbeSite { task_type, ..site });
     }
     planned.sites.sort_by_key(|site| (site.task_type.is_none(), site.task_type, site.address));
@@ -107,12 +107,12 @@ fn by_site(
     sites
 }
 
-fn task_type(vtable: &Vtable) -> TaskType {
+fn task_type(vtable: &Vtable, naming: Naming) -> TaskType {
     TaskType {
         vtable: vtable.address,
-        kind: vtable.kind(),
-        names: Vec::new(),
-        runtime_owned: false,
+        kind: naming.kind(vtable),
+        names: naming.names,
+        runtime_owned: naming.runtime_owned,
         trailer_offset: vtable.trailer_offset as u32,
         scheduler_offset: vtable.scheduler_offset as u32,
         id_offset: vtable.id_offset as u32,

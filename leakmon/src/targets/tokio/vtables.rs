@@ -28,7 +28,7 @@ pub(super) const SHAPES: [Shape; 1] = [
     // tokio 1.23.1, 1.38.0, 1.54.1, `runtime/task/raw.rs` (`Vtable`: poll, schedule, dealloc, try_read_output,
     // drop_join_handle_slow, drop_abort_handle, shutdown) and `runtime/task/core.rs` (`Header`: state, queue_next, vtable,
     // owner_id).
-    Shape { functions: 7, naming: &[0, 2, 6, 3, 4], vtable_offset: 0x10, header_bytes: 0x20, versions: "1.23 to 1.54" },
+    Shape { functions: 7, naming: &[2, 6, 4, 3, 0], vtable_offset: 0x10, header_bytes: 0x20, versions: "1.23 to 1.54" },
 ];
 
 /// Most vtables of an image; the largest program tried has some 1,200.
