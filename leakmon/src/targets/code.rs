@@ -58,12 +58,16 @@ impl Function {
 
 /// Where a direct `jmp` or `jcc` leads.
 pub(super) fn jump_target(instruction: &Instruction) -> Option<u64> {
-    let near = instruction.op0_kind() == OpKind::NearBranch64;
     let jump = matches!(
         instruction.flow_control(),
         FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch
     );
-    (near && jump).then(|| instruction.near_branch64())
+    branch_target(instruction).filter(|_| jump)
+}
+
+/// Where a direct `call`, `jmp` or `jcc` leads.
+pub(super) fn branch_target(instruction: &Instruction) -> Option<u64> {
+    (instruction.op0_kind() == OpKind::NearBranch64).then(|| instruction.near_branch64())
 }
 
 /// Whether execution can go on behind the instruction.

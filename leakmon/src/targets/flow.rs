@@ -8,12 +8,14 @@ use super::{
     image::Image,
 };
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Stack slots that are followed at once; more are forgotten.
 const SLOTS_MAX: usize = 256;
 /// Visits of a block, on average, until a function is given up. Three suffice for all seen.
 const VISITS_PER_BLOCK_MAX: usize = 64;
+/// Places in a function where rsp is not the same on every way, as in a loop that probes a large frame page by page.
+const FRAME_PLACES_MAX: usize = 16;
 
 /// Machine encodings.
 pub(super) const RAX: u8 = 0;
@@ -32,7 +34,8 @@ pub(super) enum Value {
     Unknown,
     /// This number, or this address in the image.
     Constant(u64),
-    /// An address in the frame: `base` is 0 for the frame at entry, else the address of the instruction that aligned rsp.
+    /// An address in the frame: `base` is 0 for the frame at entry, else the address of the instruction that aligned rsp, or
+    /// at which ways with another rsp meet.
     Stack { base: u64, offset: i64 },
     /// The function's first argument.
     Argument,
@@ -49,10 +52,7 @@ pub(super) struct State {
 
 impl State {
     fn at_entry() -> Self {
-        let mut state = Self {
-            registers: [Value::Unknown; 16],
-            slots: BTreeMap::new(),
-        };
+        let mut state = Self { registers: [Value::Unknown; 16], slots: BTreeMap::new() };
         state.registers[usize::from(RSP)] = Value::Stack { base: 0, offset: 0 };
         state.registers[usize::from(RDI)] = Value::Argument;
         state
@@ -60,10 +60,7 @@ impl State {
 
     /// Only the frame survives: for code that an indirect jump leads to.
     fn frame_only(&self) -> Self {
-        let mut state = Self {
-            registers: [Value::Unknown; 16],
-            slots: BTreeMap::new(),
-        };
+        let mut state = Self { registers: [Value::Unknown; 16], slots: BTreeMap::new() };
         for register in [RSP, RBP] {
             if let value @ Value::Stack { .. } = self.register(register) {
                 state.registers[usize::from(register)] = value;
@@ -73,10 +70,7 @@ impl State {
     }
 
     pub(super) fn register(&self, register: u8) -> Value {
-        self.registers
-            .get(usize::from(register))
-            .copied()
-            .unwrap_or(Value::Unknown)
+        self.registers.get(usize::from(register)).copied().unwrap_or(Value::Unknown)
     }
 
     pub(super) fn set_register(&mut self, register: u8, value: Value) {
@@ -100,11 +94,8 @@ impl State {
     pub(super) fn set_slot(&mut self, address: Value, value: Value, length: usize) {
         let Value::Stack { base, offset } = address else { return };
         let end = offset.saturating_add(i64::try_from(length.max(1)).unwrap_or(i64::MAX));
-        let touched: Vec<_> = self
-            .slots
-            .range((base, offset.saturating_sub(7))..(base, end))
-            .map(|(key, _)| *key)
-            .collect();
+        let touched: Vec<_> =
+            self.slots.range((base, offset.saturating_sub(7))..(base, end)).map(|(key, _)| *key).collect();
         for key in touched {
             self.slots.remove(&key);
         }
@@ -113,22 +104,14 @@ impl State {
         }
     }
 
-    /// Keeps what both agree on, where they meet in the code at `place`; says whether anything was lost.
-    ///
-    /// A loop that probes a large frame page by page comes round with another rsp each time: from there on the frame is
-    /// reckoned from `place`.
-    fn meet(&mut self, other: &Self, place: u64) -> bool {
+    /// Keeps what both agree on; says whether anything was lost.
+    fn meet(&mut self, other: &Self) -> bool {
         let mut changed = false;
-        for (index, (mine, theirs)) in self.registers.iter_mut().zip(&other.registers).enumerate() {
-            let merged = match (*mine, *theirs) {
-                (same, other) if same == other => continue,
-                (Value::Stack { .. }, Value::Stack { .. }) if index == usize::from(RSP) => {
-                    Value::Stack { base: place, offset: 0 }
-                }
-                _ => Value::Unknown,
-            };
-            changed |= *mine != merged;
-            *mine = merged;
+        for (mine, theirs) in self.registers.iter_mut().zip(&other.registers) {
+            if *mine != Value::Unknown && mine != theirs {
+                *mine = Value::Unknown;
+                changed = true;
+            }
         }
         let before = self.slots.len();
         self.slots.retain(|key, value| other.slots.get(key) == Some(value));
@@ -148,10 +131,14 @@ pub(super) struct CallEffect {
 pub(super) type CallModel<'a> = &'a dyn Fn(&Instruction, Option<u64>, &State) -> CallEffect;
 
 /// A call of which nothing is known.
-pub(super) const OPAQUE: CallEffect = CallEffect {
-    result: Value::Unknown,
-    stored: None,
-};
+pub(super) const OPAQUE: CallEffect = CallEffect { result: Value::Unknown, stored: None };
+
+/// Why a flow did not come to rest.
+enum Unsettled {
+    /// Ways with another rsp meet at this address: begin again and reckon the frame from there.
+    Frame(u64),
+    TooLong,
+}
 
 /// The flow through one function.
 pub(super) struct Flow<'a> {
@@ -160,6 +147,8 @@ pub(super) struct Flow<'a> {
     calls: CallModel<'a>,
     /// Index of each block's first instruction, ascending.
     blocks: Vec<usize>,
+    /// Addresses of blocks from which the frame is reckoned anew.
+    frames: BTreeSet<u64>,
     entry_states: Vec<Option<State>>,
 }
 
@@ -167,89 +156,91 @@ impl<'a> Flow<'a> {
     /// Follows the values until nothing changes. `None` where that takes too long.
     pub(super) fn through(image: &'a Image<'a>, function: &'a Function, calls: CallModel<'a>) -> Option<Self> {
         let blocks = blocks(function);
-        let entry_states = vec![None; blocks.len()];
-        let mut flow = Self {
-            image,
-            function,
-            calls,
-            blocks,
-            entry_states,
-        };
-        let mut visits = flow.blocks.len().saturating_mul(VISITS_PER_BLOCK_MAX);
+        let mut frames = BTreeSet::new();
+        while frames.len() < FRAME_PLACES_MAX {
+            let entry_states = vec![None; blocks.len()];
+            let mut flow = Self { image, function, calls, blocks: blocks.clone(), frames: frames.clone(), entry_states };
+            match flow.settle_all() {
+                Ok(()) => return Some(flow),
+                Err(Unsettled::Frame(place)) => frames.insert(place),
+                Err(Unsettled::TooLong) => return None,
+            };
+        }
+        None
+    }
+
+    fn settle_all(&mut self) -> Result<(), Unsettled> {
+        let mut visits = self.blocks.len().saturating_mul(VISITS_PER_BLOCK_MAX);
         let mut frame = None;
-        flow.settle(0, State::at_entry(), &mut visits, &mut frame)?;
+        self.settle(0, State::at_entry(), &mut visits, &mut frame)?;
         // Only an indirect jump (a `match` over an async function's state) reaches what is left.
         let mut block = 0;
         while let Some(state) = frame.clone() {
-            let Some(next) = (block..flow.blocks.len()).find(|block| flow.entry_states[*block].is_none()) else {
-                break;
-            };
-            flow.settle(next, state, &mut visits, &mut frame)?;
+            let Some(next) = (block..self.blocks.len()).find(|block| self.entry_states[*block].is_none()) else { break };
+            self.settle(next, state, &mut visits, &mut frame)?;
             block = next;
         }
-        Some(flow)
+        Ok(())
     }
 
-    fn settle(&mut self, first: usize, state: State, visits: &mut usize, frame: &mut Option<State>) -> Option<()> {
-        let Some(place) = self.entry_states.get_mut(first) else {
-            return Some(());
-        };
+    fn settle(
+        &mut self,
+        first: usize,
+        state: State,
+        visits: &mut usize,
+        frame: &mut Option<State>,
+    ) -> Result<(), Unsettled> {
+        let Some(place) = self.entry_states.get_mut(first) else { return Ok(()) };
         *place = Some(state);
         let mut queue = VecDeque::from([first]);
         let mut info = InstructionInfoFactory::new();
         while let Some(block) = queue.pop_front() {
-            *visits = visits.checked_sub(1)?;
-            let Some(mut state) = self.entry_states[block].clone() else {
-                continue;
-            };
+            *visits = visits.checked_sub(1).ok_or(Unsettled::TooLong)?;
+            let Some(mut state) = self.entry_states[block].clone() else { continue };
             let range = self.block_range(block);
-            for instruction in self.function.instructions.get(range.clone())? {
+            for instruction in &self.function.instructions[range.clone()] {
                 self.step(&mut state, instruction, &mut info);
                 if instruction.flow_control() == FlowControl::IndirectBranch && frame.is_none() {
                     *frame = Some(state.frame_only());
                 }
             }
             for next in self.successors(range.end - 1).collect::<Vec<_>>() {
-                let Ok(next) = self.blocks.binary_search(&next) else {
-                    continue;
-                };
-                let place = self.function.instructions[self.blocks[next]].ip();
-                let changed = match &mut self.entry_states[next] {
-                    Some(known) => known.meet(&state, place),
-                    place @ None => {
-                        *place = Some(state.clone());
-                        true
-                    }
-                };
-                if changed {
+                let Ok(next) = self.blocks.binary_search(&next) else { continue };
+                if self.enter(next, state.clone())? {
                     queue.push_back(next);
                 }
             }
         }
-        Some(())
+        Ok(())
+    }
+
+    /// Merges a state into a block's; says whether that changed it.
+    fn enter(&mut self, block: usize, mut state: State) -> Result<bool, Unsettled> {
+        let place = self.function.instructions[self.blocks[block]].ip();
+        if self.frames.contains(&place) {
+            state.set_register(RSP, Value::Stack { base: place, offset: 0 });
+        }
+        let Some(known) = &mut self.entry_states[block] else {
+            self.entry_states[block] = Some(state);
+            return Ok(true);
+        };
+        match (known.register(RSP), state.register(RSP)) {
+            (mine @ Value::Stack { .. }, theirs @ Value::Stack { .. }) if mine != theirs => Err(Unsettled::Frame(place)),
+            _ => Ok(known.meet(&state)),
+        }
     }
 
     fn block_range(&self, block: usize) -> std::ops::Range<usize> {
-        let end = self
-            .blocks
-            .get(block + 1)
-            .copied()
-            .unwrap_or(self.function.instructions.len());
+        let end = self.blocks.get(block + 1).copied().unwrap_or(self.function.instructions.len());
         self.blocks[block]..end
     }
 
     /// Indices of the instructions that can follow directly.
     pub(super) fn successors(&self, index: usize) -> impl Iterator<Item = usize> {
         let instruction = self.function.instructions.get(index);
-        let next = instruction
-            .filter(|instruction| falls_through(instruction))
-            .map(|_| index + 1);
-        let target = instruction
-            .and_then(jump_target)
-            .and_then(|target| self.function.index(target));
-        next.filter(|next| *next < self.function.instructions.len())
-            .into_iter()
-            .chain(target)
+        let next = instruction.filter(|instruction| falls_through(instruction)).map(|_| index + 1);
+        let target = instruction.and_then(jump_target).and_then(|target| self.function.index(target));
+        next.filter(|next| *next < self.function.instructions.len()).into_iter().chain(target)
     }
 
     /// Calls `visit` with each reachable instruction's index and the state before it.
@@ -366,10 +357,9 @@ impl<'a> Flow<'a> {
                 }
             }
             OpKind::Memory if instruction.memory_size().size() == 8 => match address_of(state, instruction) {
-                Value::Constant(address) => self
-                    .image
-                    .relocated_word(address)
-                    .map_or(Value::Unknown, Value::Constant),
+                Value::Constant(address) => {
+                    self.image.relocated_word(address).map_or(Value::Unknown, Value::Constant)
+                }
                 address => state.slot(address),
             },
             OpKind::Immediate8
@@ -385,12 +375,7 @@ impl<'a> Flow<'a> {
 
 fn blocks(function: &Function) -> Vec<usize> {
     let mut first = vec![0];
-    first.extend(
-        function
-            .jump_targets
-            .iter()
-            .filter_map(|target| function.index(*target)),
-    );
+    first.extend(function.jump_targets.iter().filter_map(|target| function.index(*target)));
     let ends = function.instructions.iter().enumerate().filter(|(_, instruction)| {
         !matches!(
             instruction.flow_control(),
@@ -412,18 +397,13 @@ pub(super) fn address_of(state: &State, instruction: &Instruction) -> Value {
     if instruction.memory_index() != Register::None || instruction.segment_prefix() != Register::None {
         return Value::Unknown;
     }
-    let Some(base) = number(instruction.memory_base()) else {
-        return Value::Unknown;
-    };
+    let Some(base) = number(instruction.memory_base()) else { return Value::Unknown };
     offset(state.register(base), instruction.memory_displacement64() as i64)
 }
 
 fn offset(value: Value, by: i64) -> Value {
     match value {
-        Value::Stack { base, offset } => Value::Stack {
-            base,
-            offset: offset.wrapping_add(by),
-        },
+        Value::Stack { base, offset } => Value::Stack { base, offset: offset.wrapping_add(by) },
         Value::Constant(constant) => Value::Constant(constant.wrapping_add_signed(by)),
         same if by == 0 => same,
         _ => Value::Unknown,
@@ -453,15 +433,10 @@ fn step_push(state: &mut State, value: Value) {
 fn step_arithmetic(state: &mut State, instruction: &Instruction) -> bool {
     let immediate = matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64);
     let register = instruction.op0_register();
-    let Some(number) = number(register).filter(|_| immediate && register.size() == 8) else {
-        return false;
-    };
+    let Some(number) = number(register).filter(|_| immediate && register.size() == 8) else { return false };
     let by = instruction.immediate(1) as i64;
     let value = match (instruction.mnemonic(), state.register(number)) {
-        (Mnemonic::And, Value::Stack { .. }) if number == RSP => Value::Stack {
-            base: instruction.ip(),
-            offset: 0,
-        },
+        (Mnemonic::And, Value::Stack { .. }) if number == RSP => Value::Stack { base: instruction.ip(), offset: 0 },
         (Mnemonic::Add, value) => offset(value, by),
         (Mnemonic::Sub, value) => offset(value, by.wrapping_neg()),
         _ => Value::Unknown,
