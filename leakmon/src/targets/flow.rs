@@ -52,7 +52,10 @@ pub(super) struct State {
 
 impl State {
     fn at_entry() -> Self {
-        let mut state = Self { registers: [Value::Unknown; 16], slots: BTreeMap::new() };
+        let mut state = Self {
+            registers: [Value::Unknown; 16],
+            slots: BTreeMap::new(),
+        };
         state.registers[usize::from(RSP)] = Value::Stack { base: 0, offset: 0 };
         state.registers[usize::from(RDI)] = Value::Argument;
         state
@@ -60,7 +63,10 @@ impl State {
 
     /// Only the frame survives: for code that an indirect jump leads to.
     fn frame_only(&self) -> Self {
-        let mut state = Self { registers: [Value::Unknown; 16], slots: BTreeMap::new() };
+        let mut state = Self {
+            registers: [Value::Unknown; 16],
+            slots: BTreeMap::new(),
+        };
         for register in [RSP, RBP] {
             if let value @ Value::Stack { .. } = self.register(register) {
                 state.registers[usize::from(register)] = value;
@@ -70,7 +76,10 @@ impl State {
     }
 
     pub(super) fn register(&self, register: u8) -> Value {
-        self.registers.get(usize::from(register)).copied().unwrap_or(Value::Unknown)
+        self.registers
+            .get(usize::from(register))
+            .copied()
+            .unwrap_or(Value::Unknown)
     }
 
     pub(super) fn set_register(&mut self, register: u8, value: Value) {
@@ -94,8 +103,11 @@ impl State {
     pub(super) fn set_slot(&mut self, address: Value, value: Value, length: usize) {
         let Value::Stack { base, offset } = address else { return };
         let end = offset.saturating_add(i64::try_from(length.max(1)).unwrap_or(i64::MAX));
-        let touched: Vec<_> =
-            self.slots.range((base, offset.saturating_sub(7))..(base, end)).map(|(key, _)| *key).collect();
+        let touched: Vec<_> = self
+            .slots
+            .range((base, offset.saturating_sub(7))..(base, end))
+            .map(|(key, _)| *key)
+            .collect();
         for key in touched {
             self.slots.remove(&key);
         }
@@ -131,7 +143,10 @@ pub(super) struct CallEffect {
 pub(super) type CallModel<'a> = &'a dyn Fn(&Instruction, Option<u64>, &State) -> CallEffect;
 
 /// A call of which nothing is known.
-pub(super) const OPAQUE: CallEffect = CallEffect { result: Value::Unknown, stored: None };
+pub(super) const OPAQUE: CallEffect = CallEffect {
+    result: Value::Unknown,
+    stored: None,
+};
 
 /// Why a flow did not come to rest.
 enum Unsettled {
@@ -159,7 +174,14 @@ impl<'a> Flow<'a> {
         let mut frames = BTreeSet::new();
         while frames.len() < FRAME_PLACES_MAX {
             let entry_states = vec![None; blocks.len()];
-            let mut flow = Self { image, function, calls, blocks: blocks.clone(), frames: frames.clone(), entry_states };
+            let mut flow = Self {
+                image,
+                function,
+                calls,
+                blocks: blocks.clone(),
+                frames: frames.clone(),
+                entry_states,
+            };
             match flow.settle_all() {
                 Ok(()) => return Some(flow),
                 Err(Unsettled::Frame(place)) => frames.insert(place),
@@ -176,7 +198,9 @@ impl<'a> Flow<'a> {
         // Only an indirect jump (a `match` over an async function's state) reaches what is left.
         let mut block = 0;
         while let Some(state) = frame.clone() {
-            let Some(next) = (block..self.blocks.len()).find(|block| self.entry_states[*block].is_none()) else { break };
+            let Some(next) = (block..self.blocks.len()).find(|block| self.entry_states[*block].is_none()) else {
+                break;
+            };
             self.settle(next, state, &mut visits, &mut frame)?;
             block = next;
         }
@@ -190,13 +214,17 @@ impl<'a> Flow<'a> {
         visits: &mut usize,
         frame: &mut Option<State>,
     ) -> Result<(), Unsettled> {
-        let Some(place) = self.entry_states.get_mut(first) else { return Ok(()) };
+        let Some(place) = self.entry_states.get_mut(first) else {
+            return Ok(());
+        };
         *place = Some(state);
         let mut queue = VecDeque::from([first]);
         let mut info = InstructionInfoFactory::new();
         while let Some(block) = queue.pop_front() {
             *visits = visits.checked_sub(1).ok_or(Unsettled::TooLong)?;
-            let Some(mut state) = self.entry_states[block].clone() else { continue };
+            let Some(mut state) = self.entry_states[block].clone() else {
+                continue;
+            };
             let range = self.block_range(block);
             for instruction in &self.function.instructions[range.clone()] {
                 self.step(&mut state, instruction, &mut info);
@@ -205,7 +233,9 @@ impl<'a> Flow<'a> {
                 }
             }
             for next in self.successors(range.end - 1).collect::<Vec<_>>() {
-                let Ok(next) = self.blocks.binary_search(&next) else { continue };
+                let Ok(next) = self.blocks.binary_search(&next) else {
+                    continue;
+                };
                 if self.enter(next, state.clone())? {
                     queue.push_back(next);
                 }
@@ -225,22 +255,34 @@ impl<'a> Flow<'a> {
             return Ok(true);
         };
         match (known.register(RSP), state.register(RSP)) {
-            (mine @ Value::Stack { .. }, theirs @ Value::Stack { .. }) if mine != theirs => Err(Unsettled::Frame(place)),
+            (mine @ Value::Stack { .. }, theirs @ Value::Stack { .. }) if mine != theirs => {
+                Err(Unsettled::Frame(place))
+            }
             _ => Ok(known.meet(&state)),
         }
     }
 
     fn block_range(&self, block: usize) -> std::ops::Range<usize> {
-        let end = self.blocks.get(block + 1).copied().unwrap_or(self.function.instructions.len());
+        let end = self
+            .blocks
+            .get(block + 1)
+            .copied()
+            .unwrap_or(self.function.instructions.len());
         self.blocks[block]..end
     }
 
     /// Indices of the instructions that can follow directly.
     pub(super) fn successors(&self, index: usize) -> impl Iterator<Item = usize> {
         let instruction = self.function.instructions.get(index);
-        let next = instruction.filter(|instruction| falls_through(instruction)).map(|_| index + 1);
-        let target = instruction.and_then(jump_target).and_then(|target| self.function.index(target));
-        next.filter(|next| *next < self.function.instructions.len()).into_iter().chain(target)
+        let next = instruction
+            .filter(|instruction| falls_through(instruction))
+            .map(|_| index + 1);
+        let target = instruction
+            .and_then(jump_target)
+            .and_then(|target| self.function.index(target));
+        next.filter(|next| *next < self.function.instructions.len())
+            .into_iter()
+            .chain(target)
     }
 
     /// Calls `visit` with each reachable instruction's index and the state before it.
@@ -357,9 +399,10 @@ impl<'a> Flow<'a> {
                 }
             }
             OpKind::Memory if instruction.memory_size().size() == 8 => match address_of(state, instruction) {
-                Value::Constant(address) => {
-                    self.image.relocated_word(address).map_or(Value::Unknown, Value::Constant)
-                }
+                Value::Constant(address) => self
+                    .image
+                    .relocated_word(address)
+                    .map_or(Value::Unknown, Value::Constant),
                 address => state.slot(address),
             },
             OpKind::Immediate8
@@ -375,7 +418,12 @@ impl<'a> Flow<'a> {
 
 fn blocks(function: &Function) -> Vec<usize> {
     let mut first = vec![0];
-    first.extend(function.jump_targets.iter().filter_map(|target| function.index(*target)));
+    first.extend(
+        function
+            .jump_targets
+            .iter()
+            .filter_map(|target| function.index(*target)),
+    );
     let ends = function.instructions.iter().enumerate().filter(|(_, instruction)| {
         !matches!(
             instruction.flow_control(),
@@ -397,13 +445,18 @@ pub(super) fn address_of(state: &State, instruction: &Instruction) -> Value {
     if instruction.memory_index() != Register::None || instruction.segment_prefix() != Register::None {
         return Value::Unknown;
     }
-    let Some(base) = number(instruction.memory_base()) else { return Value::Unknown };
+    let Some(base) = number(instruction.memory_base()) else {
+        return Value::Unknown;
+    };
     offset(state.register(base), instruction.memory_displacement64() as i64)
 }
 
 fn offset(value: Value, by: i64) -> Value {
     match value {
-        Value::Stack { base, offset } => Value::Stack { base, offset: offset.wrapping_add(by) },
+        Value::Stack { base, offset } => Value::Stack {
+            base,
+            offset: offset.wrapping_add(by),
+        },
         Value::Constant(constant) => Value::Constant(constant.wrapping_add_signed(by)),
         same if by == 0 => same,
         _ => Value::Unknown,
@@ -433,10 +486,15 @@ fn step_push(state: &mut State, value: Value) {
 fn step_arithmetic(state: &mut State, instruction: &Instruction) -> bool {
     let immediate = matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64);
     let register = instruction.op0_register();
-    let Some(number) = number(register).filter(|_| immediate && register.size() == 8) else { return false };
+    let Some(number) = number(register).filter(|_| immediate && register.size() == 8) else {
+        return false;
+    };
     let by = instruction.immediate(1) as i64;
     let value = match (instruction.mnemonic(), state.register(number)) {
-        (Mnemonic::And, Value::Stack { .. }) if number == RSP => Value::Stack { base: instruction.ip(), offset: 0 },
+        (Mnemonic::And, Value::Stack { .. }) if number == RSP => Value::Stack {
+            base: instruction.ip(),
+            offset: 0,
+        },
         (Mnemonic::Add, value) => offset(value, by),
         (Mnemonic::Sub, value) => offset(value, by.wrapping_neg()),
         _ => Value::Unknown,

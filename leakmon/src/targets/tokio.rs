@@ -31,11 +31,17 @@ pub(super) fn find(image: &Image<'_>) -> Finding {
         }
         if !image.has_functions() {
             let reason = "its .eh_frame section is missing; link it without removing that section".to_owned();
-            return Finding::Unsupported { version: version::find(image), reason };
+            return Finding::Unsupported {
+                version: version::find(image),
+                reason,
+            };
         }
         let births = births::find(image, shape, &vtables);
         let born: BTreeSet<u64> = births.iter().map(|birth| birth.vtable).collect();
-        let vtables: Vec<Vtable> = vtables.into_iter().filter(|vtable| born.contains(&vtable.address)).collect();
+        let vtables: Vec<Vtable> = vtables
+            .into_iter()
+            .filter(|vtable| born.contains(&vtable.address))
+            .collect();
         if vtables.is_empty() {
             continue;
         }
@@ -45,20 +51,32 @@ pub(super) fn find(image: &Image<'_>) -> Finding {
 }
 
 fn absent(image: &Image<'_>) -> Finding {
-    let Some(version) = version::find(image) else { return Finding::Absent };
+    let Some(version) = version::find(image) else {
+        return Finding::Absent;
+    };
     let supported = SHAPES.map(|shape| shape.versions).join(", ");
     let reason = if image.position_independent {
         format!("no task vtable of a known form is in it; supported are tokio {supported}")
     } else {
         "it is not position-independent; build it without `-C relocation-model=static`".to_owned()
     };
-    Finding::Unsupported { version: Some(version), reason }
+    Finding::Unsupported {
+        version: Some(version),
+        reason,
+    }
 }
 
 fn plan(image: &Image<'_>, shape: &Shape, vtables: &[Vtable], births: Vec<Birth>) -> Planned {
-    let mut planned = Planned { version: version::find(image), ..Planned::default() };
+    let mut planned = Planned {
+        version: version::find(image),
+        ..Planned::default()
+    };
     let namings = type_names::find(image, shape, vtables);
-    planned.task_types = vtables.iter().zip(namings).map(|(vtable, naming)| task_type(vtable, naming)).collect();
+    planned.task_types = vtables
+        .iter()
+        .zip(namings)
+        .map(|(vtable, naming)| task_type(vtable, naming))
+        .collect();
     for (site, types) in by_site(vtables, births, &mut planned.problems).into_values() {
         let task_type = match types.as_slice() {
             [only] => Some(*only),
@@ -66,18 +84,23 @@ fn plan(image: &Image<'_>, shape: &Shape, vtables: &[Vtable], births: Vec<Birth>
         };
         planned.sites.push(ProbeSite { task_type, ..site });
     }
-    planned.sites.sort_by_key(|site| (site.task_type.is_none(), site.task_type, site.address));
+    planned
+        .sites
+        .sort_by_key(|site| (site.task_type.is_none(), site.task_type, site.address));
     let ends = completions::find(image);
     if ends.is_empty() {
         planned.problems.push(
-            "No completion site was found: ended tasks are not seen. Build without stripping, or with optimisation.".into(),
+            "No completion site was found: ended tasks are not seen. Build without stripping, or with optimisation."
+                .into(),
         );
     }
     planned.sites.extend(ends);
     let told = planned.problems.len();
     if told > PROBLEMS_MAX {
         planned.problems.truncate(PROBLEMS_MAX);
-        planned.problems.push(format!("{} more problems are not listed.", told - PROBLEMS_MAX));
+        planned
+            .problems
+            .push(format!("{} more problems are not listed.", told - PROBLEMS_MAX));
     }
     planned
 }
@@ -90,7 +113,9 @@ fn by_site(
 ) -> BTreeMap<u64, (ProbeSite, Vec<usize>)> {
     let mut sites: BTreeMap<u64, (ProbeSite, Vec<usize>)> = BTreeMap::new();
     for birth in births {
-        let Ok(index) = vtables.binary_search_by_key(&birth.vtable, |vtable| vtable.address) else { continue };
+        let Ok(index) = vtables.binary_search_by_key(&birth.vtable, |vtable| vtable.address) else {
+            continue;
+        };
         match birth.site {
             Ok(site) => {
                 let types = &mut sites.entry(site.address).or_insert((site, Vec::new())).1;
@@ -112,6 +137,7 @@ fn task_type(vtable: &Vtable, naming: Naming) -> TaskType {
         vtable: vtable.address,
         kind: naming.kind(vtable),
         names: naming.names,
+        merged: naming.merged,
         runtime_owned: naming.runtime_owned,
         trailer_offset: vtable.trailer_offset as u32,
         scheduler_offset: vtable.scheduler_offset as u32,

@@ -52,6 +52,8 @@ const LIBRARIES: [&str; 5] = ["core::", "std::", "alloc::", "tokio::", "<"];
 pub(super) struct Naming {
     /// The future's type; see [`super::super::plan::TaskType::names`].
     pub(super) names: Vec<String>,
+    /// How many task types these names may stand for.
+    pub(super) merged: usize,
     /// Whether the scheduler is a `LocalSet`.
     pub(super) local: bool,
     /// Whether the runtime itself spawns it.
@@ -68,9 +70,16 @@ impl Naming {
 /// Names all vtables.
 pub(super) fn find(image: &Image<'_>, shape: &Shape, vtables: &[Vtable]) -> Vec<Naming> {
     if image.symbols.is_empty() {
-        return vec![Naming::default(); vtables.len()];
+        let unnamed = Naming {
+            merged: 1,
+            ..Naming::default()
+        };
+        return vec![unnamed; vtables.len()];
     }
-    let mut search = Search { image, known: BTreeMap::new() };
+    let mut search = Search {
+        image,
+        known: BTreeMap::new(),
+    };
     let claims: Vec<BTreeSet<Claim>> = vtables.iter().map(|vtable| search.claims(shape, vtable)).collect();
     let mut holders: BTreeMap<&BTreeSet<Claim>, usize> = BTreeMap::new();
     for claim in &claims {
@@ -82,7 +91,43 @@ pub(super) fn find(image: &Image<'_>, shape: &Shape, vtables: &[Vtable]) -> Vec<
         let own = if unsure { search.polled(vtable) } else { BTreeSet::new() };
         naming(claims, &own)
     });
-    namings.collect()
+    let namings: Vec<Naming> = namings.collect();
+    let merged: Vec<usize> = (0..vtables.len())
+        .map(|index| merged(index, vtables, &claims, &namings))
+        .collect();
+    namings
+        .into_iter()
+        .zip(merged)
+        .map(|(naming, merged)| Naming {
+            merged,
+            // A symbol that stands for several types proves nothing of one of them.
+            local: naming.local && merged == 1,
+            ..naming
+        })
+        .collect()
+}
+
+/// Schedulers for which `tokio::spawn` instantiates each future: the multi-thread and the current-thread one
+/// (`runtime/handle.rs`). Where a symbol does not tell the scheduler, that many vtables may bear one future's name.
+const SCHEDULERS: usize = 2;
+
+/// How many vtables have the same evidence for their names as this one, so that which is which can't be known.
+fn merged(index: usize, vtables: &[Vtable], claims: &[BTreeSet<Claim>], namings: &[Naming]) -> usize {
+    let poll = |index: usize| vtables[index].functions.first();
+    let same: Vec<usize> = (0..vtables.len())
+        .filter(|other| {
+            !claims[index].is_empty()
+                && claims[*other] == claims[index]
+                && namings[*other].names == namings[index].names
+        })
+        .collect();
+    let schedulers_told = claims[index].iter().all(|claim| claim.scheduler.is_some());
+    let one_function = same.iter().filter(|other| poll(**other) == poll(index)).count() > 1;
+    if schedulers_told || one_function || same.len() > SCHEDULERS {
+        same.len().max(1)
+    } else {
+        1
+    }
 }
 
 /// A symbol's word on a task type.
@@ -121,7 +166,9 @@ impl Search<'_> {
 
     /// The user's closures nearest to `poll`.
     fn polled(&mut self, vtable: &Vtable) -> BTreeSet<String> {
-        let Some(poll) = vtable.functions.first() else { return BTreeSet::new() };
+        let Some(poll) = vtable.functions.first() else {
+            return BTreeSet::new();
+        };
         self.nearest(*poll, POLL_DEPTH_MAX, |known| known.closures.clone())
     }
 
@@ -178,7 +225,9 @@ fn callees(image: &Image<'_>, function: &Function, start: u64) -> Vec<u64> {
     let mut found = BTreeSet::new();
     for instruction in &function.instructions {
         let target = code::branch_target(instruction).or_else(|| {
-            let address = instruction.is_ip_rel_memory_operand().then(|| instruction.ip_rel_memory_address())?;
+            let address = instruction
+                .is_ip_rel_memory_operand()
+                .then(|| instruction.ip_rel_memory_address())?;
             image.relocated_word(address).or(Some(address))
         });
         let other = target.and_then(|target| image.function(target).filter(|function| function.start == target));
@@ -200,6 +249,7 @@ fn naming(claims: &BTreeSet<Claim>, own: &BTreeSet<String>) -> Naming {
     }
     let schedulers: Vec<&String> = claims.iter().filter_map(|claim| claim.scheduler.as_ref()).collect();
     Naming {
+        merged: 1,
         local: !schedulers.is_empty() && schedulers.iter().all(|scheduler| scheduler.contains(LOCAL_SCHEDULER)),
         runtime_owned: !names.is_empty() && names.iter().all(|name| name.starts_with(RUNTIME_PREFIX)),
         names: names.into_iter().take(NAMES_MAX).collect(),
@@ -208,7 +258,9 @@ fn naming(claims: &BTreeSet<Claim>, own: &BTreeSet<String>) -> Naming {
 
 /// The symbol in Rust's words, without hash and `.llvm.` suffix. `None` for what is not Rust's.
 fn demangle(symbol: &[u8]) -> Option<String> {
-    let symbol = std::str::from_utf8(symbol).ok().filter(|symbol| symbol.len() <= SYMBOL_BYTES_MAX)?;
+    let symbol = std::str::from_utf8(symbol)
+        .ok()
+        .filter(|symbol| symbol.len() <= SYMBOL_BYTES_MAX)?;
     let demangled = rustc_demangle::try_demangle(symbol).ok()?;
     Some(format!("{demangled:#}"))
 }
@@ -218,7 +270,9 @@ fn claim(name: &str) -> Option<Claim> {
     CARRIERS.iter().find_map(|(carrier, with_scheduler)| {
         let arguments = &name[name.find(carrier)? + carrier.len()..];
         let (future, rest) = argument(arguments)?;
-        let scheduler = with_scheduler.then(|| argument(rest.strip_prefix(',')?.trim_start())).flatten();
+        let scheduler = with_scheduler
+            .then(|| argument(rest.strip_prefix(',')?.trim_start()))
+            .flatten();
         let mut future = future;
         if let Some(inner) = future.strip_prefix(BLOCKING_WRAPPER) {
             future = argument(inner)?.0;
@@ -227,7 +281,10 @@ fn claim(name: &str) -> Option<Claim> {
         if future.len() == 1 {
             return None;
         }
-        Some(Claim { future: cut(future.to_owned()), scheduler: scheduler.map(|(scheduler, _)| cut(scheduler.to_owned())) })
+        Some(Claim {
+            future: cut(future.to_owned()),
+            scheduler: scheduler.map(|(scheduler, _)| cut(scheduler.to_owned())),
+        })
     })
 }
 
@@ -251,7 +308,10 @@ fn argument(text: &str) -> Option<(&str, &str)> {
 
 fn cut(mut name: String) -> String {
     if name.len() > NAME_BYTES_MAX {
-        let end = (0..=NAME_BYTES_MAX).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+        let end = (0..=NAME_BYTES_MAX)
+            .rev()
+            .find(|end| name.is_char_boundary(*end))
+            .unwrap_or(0);
         name.truncate(end);
     }
     name

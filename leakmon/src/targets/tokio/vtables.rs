@@ -28,7 +28,13 @@ pub(super) const SHAPES: [Shape; 1] = [
     // tokio 1.23.1, 1.38.0, 1.54.1, `runtime/task/raw.rs` (`Vtable`: poll, schedule, dealloc, try_read_output,
     // drop_join_handle_slow, drop_abort_handle, shutdown) and `runtime/task/core.rs` (`Header`: state, queue_next, vtable,
     // owner_id).
-    Shape { functions: 7, naming: &[2, 6, 4, 3, 0], vtable_offset: 0x10, header_bytes: 0x20, versions: "1.23 to 1.54" },
+    Shape {
+        functions: 7,
+        naming: &[2, 6, 4, 3, 0],
+        vtable_offset: 0x10,
+        header_bytes: 0x20,
+        versions: "1.23 to 1.54",
+    },
 ];
 
 /// Most vtables of an image; the largest program tried has some 1,200.
@@ -55,17 +61,29 @@ pub(super) struct Vtable {
 impl Vtable {
     /// `BlockingSchedule` (`runtime/blocking/schedule.rs`) is empty or a handle with its tag; every other scheduler is an `Arc`.
     pub(super) fn kind(&self) -> Kind {
-        if self.id_offset - self.scheduler_offset == ARC_BYTES { Kind::Task } else { Kind::Blocking }
+        if self.id_offset - self.scheduler_offset == ARC_BYTES {
+            Kind::Task
+        } else {
+            Kind::Blocking
+        }
     }
 
     fn read(image: &Image<'_>, shape: &Shape, address: u64, functions: Vec<u64>) -> Option<Self> {
         let integer = |index: u64| image.plain_word(address + 8 * (shape.functions as u64 + index));
         let [trailer_offset, scheduler_offset, id_offset] = [integer(0)?, integer(1)?, integer(2)?];
-        let aligned = [trailer_offset, scheduler_offset, id_offset].iter().all(|offset| offset % 8 == 0);
+        let aligned = [trailer_offset, scheduler_offset, id_offset]
+            .iter()
+            .all(|offset| offset % 8 == 0);
         let ordered = (shape.header_bytes..=SCHEDULER_OFFSET_MAX).contains(&scheduler_offset)
             && (scheduler_offset..=scheduler_offset + SCHEDULER_BYTES_MAX).contains(&id_offset)
             && (id_offset + 8..TRAILER_OFFSET_MAX).contains(&trailer_offset);
-        (aligned && ordered).then_some(Self { address, functions, trailer_offset, scheduler_offset, id_offset })
+        (aligned && ordered).then_some(Self {
+            address,
+            functions,
+            trailer_offset,
+            scheduler_offset,
+            id_offset,
+        })
     }
 }
 
@@ -74,7 +92,10 @@ pub(super) fn scan(image: &Image<'_>, shape: &Shape) -> Vec<Vtable> {
     let mut found = Vec::new();
     for window in image.words.windows(shape.functions) {
         let address = window[0].0;
-        let consecutive = window.iter().enumerate().all(|(index, word)| word.0 == address + 8 * index as u64);
+        let consecutive = window
+            .iter()
+            .enumerate()
+            .all(|(index, word)| word.0 == address + 8 * index as u64);
         if !consecutive || image.is_code(address) || !window.iter().all(|word| image.is_code(word.1)) {
             continue;
         }
