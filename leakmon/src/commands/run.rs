@@ -12,7 +12,7 @@ use crate::{
 use anyhow::Context;
 use nix::{
     sys::signal::{self, Signal},
-    unistd::{Pid, getpgrp, tcgetpgrp},
+    unistd::{AccessFlags, Pid, access, getpgrp, tcgetpgrp},
 };
 use std::{
     ffi::OsStr,
@@ -102,6 +102,13 @@ fn find(name: &OsStr) -> anyhow::Result<PathBuf> {
 }
 
 fn analyse(program: &Path) -> anyhow::Result<(ProbePlan, File)> {
+    if program.is_file() && access(program, AccessFlags::X_OK).is_err() {
+        return Err(Unprobeable(format!(
+            "{}: can't be executed: it is not marked as executable",
+            program.display()
+        ))
+        .into());
+    }
     let plan = targets::analyse(program)?;
     let file = File::open(program).with_context(|| format!("{}: can't be read", program.display()))?;
     Ok((plan, file))

@@ -10,6 +10,7 @@ use crate::{
 use anyhow::Context;
 use leakmon_ebpf::abi::{FOLLOW, HOLD};
 use std::{
+    collections::VecDeque,
     fs::File,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
@@ -59,28 +60,31 @@ impl Observer {
     /// # Errors
     /// The first reason, where nothing at all can be watched.
     pub async fn watch_all(&mut self, exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<()> {
-        let mut failures = Vec::new();
+        let mut failures = VecDeque::new();
         for exe in exes {
             if let Err(error) = self.watch_executable(exe).await {
-                failures.push(error);
+                failures.push_back(error);
             }
         }
         for tgid in tgids {
             if let Err(error) = self.watch_process(*tgid).await {
                 self.processes.refuse(*tgid, &error);
-                failures.push(error);
+                failures.push_back(error);
             }
         }
         if failures.len() == exes.len() + tgids.len()
-            && let Some(first) = failures.into_iter().next()
+            && let Some(first) = failures.pop_front()
         {
             return Err(first);
+        }
+        for error in failures {
+            tracing::warn!("{error:#}");
         }
         Ok(())
     }
 
     async fn watch_executable(&mut self, exe: &Path) -> anyhow::Result<()> {
-        let plan = targets::analyse(exe).inspect_err(|error| tracing::warn!("{error}"))?;
+        let plan = targets::analyse(exe)?;
         let file = File::open(exe).with_context(|| format!("{}: can't be read", exe.display()))?;
         let (device, inode) = (plan.image.device, plan.image.inode);
         for tgid in targets::processes::tgids().unwrap_or_default() {

@@ -42,7 +42,12 @@ fn refuses(arguments: &[&str], code: i32, words: &[&str]) {
     }
 }
 
-/// This very test program, which runs tokio, as bytes to spoil.
+/// A small ELF file, as bytes to spoil.
+fn small_image() -> Vec<u8> {
+    fs::read("/bin/true").unwrap()
+}
+
+/// leakmon itself, which runs tokio.
 fn own_image() -> Vec<u8> {
     fs::read(env!("CARGO_BIN_EXE_leakmon")).unwrap()
 }
@@ -59,7 +64,7 @@ fn files_that_are_no_image_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let image = own_image();
+    let image = small_image();
     let mut other = image.clone();
     // `e_machine` of the ELF header: EM_AARCH64.
     other[18] = 183;
@@ -90,7 +95,7 @@ fn files_that_are_no_image_are_refused() {
 #[test]
 fn a_truncated_image_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let image = own_image();
+    let image = small_image();
     for part in [2, 3, 10] {
         let path = written(folder.path(), "truncated", &image[..image.len() / part]);
         refuses(&["probes", path.to_str().unwrap()], UNPROBEABLE, &["truncated"]);
@@ -105,7 +110,7 @@ fn a_program_without_a_runtime_is_refused() {
 #[test]
 fn a_command_that_cannot_be_executed_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let path = written(folder.path(), "plain", &own_image());
+    let path = written(folder.path(), "plain", &small_image());
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     refuses(
         &["run", "--", path.to_str().unwrap()],
