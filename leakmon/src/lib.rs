@@ -10,6 +10,7 @@
 //!
 //! 1. [`targets`] finds in the ELF image alone the static task vtables, the instructions at which a task is born, and those at
 //!    which one completes, and in which register the task's header is there: a [`targets::plan::ProbePlan`].
+//!    It also makes unwind tables from `.eh_frame` ([`targets::unwind`]), so that stacks are whole in a default release build.
 //! 2. [`kernel`] attaches a BPF program to each of these *probe sites*. The programs (crate `leakmon-ebpf`) know no tokio
 //!    version: all they need is in a cookie of 64 bits. They pair births with ends in `LIVE`, and count in `COUNTS`.
 //! 3. Events tell user space what changed; counters are cumulative, so a lost event loses nothing but time. Once a tick the
@@ -25,6 +26,7 @@
 //! | folder or file | is | knows nothing of |
 //! | --- | --- | --- |
 //! | `leakmon-ebpf/src/abi.rs` | THE contract with the BPF programs: cookies, keys, values, records, limits | either side |
+//! | `leakmon-ebpf/src/{rows,step}.rs` | the unwind tables' layout, and the walk over them, the same code on both sides | maps, memory |
 //! | `leakmon-ebpf/src/` | the BPF programs, one file a concern; `main.rs` has the entry points | runtimes, versions, names |
 //! | [`targets`] | WHERE to probe: images, runtimes, sites; what `/proc` says of processes | BPF |
 //! | [`kernel`] | ALL BPF system calls: load, attach, ring, maps; what this host offers | what a count means |
@@ -43,7 +45,8 @@
 //! 2. A scrape reads a snapshot: it never symbolises, never touches BPF, never waits for the event path.
 //! 3. Every queue, table and cache has a stated bound, a counter for what it refused, and a test at the bound.
 //! 4. A site is attached only if the image's bytes there are the expected instruction; leakmon never guesses an offset.
-//! 5. leakmon never writes into a watched process's memory and never stops it.
+//! 5. leakmon never writes into a watched process's memory and never stops it; only `run` holds its own command at the entry
+//!    point, until its unwind tables are loaded, and never longer than two seconds.
 //! 6. Names from a watched binary are untrusted: bounded in `symbols`, escaped in `export`.
 //! 7. Everything runtime- or version-specific is a row in a table under `targets`, with the source it came from.
 //!
