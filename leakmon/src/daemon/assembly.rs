@@ -88,7 +88,7 @@ impl Assembly<'_> {
         let cookie = first.map(|entry| entry.count.cookie);
         let task_type = cookie
             .and_then(|cookie| self.images.site(cookie)?.1)
-            .and_then(|task_type| one_of(&task_type.names, task_type.merged));
+            .and_then(|task_type| one_of(&task_type.names));
         let until_ns = self
             .target(target)
             .and_then(|target| target.exited_ns)

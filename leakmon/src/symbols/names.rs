@@ -89,10 +89,9 @@ pub fn task_type(full: &str) -> String {
     cut(name)
 }
 
-/// What to call a task whose type is one of several, since identical code was merged: `merged` is how many types the names
-/// stand for. `None` without any name.
+/// What to call a task whose type is one of several, since the linker merged identical code. `None` without any name.
 #[must_use]
-pub fn one_of(names: &[String], merged: usize) -> Option<String> {
+pub fn one_of(names: &[String]) -> Option<String> {
     let mut shown: Vec<String> = Vec::new();
     for name in names.iter().map(|name| task_type(name)) {
         if !shown.contains(&name) {
@@ -103,8 +102,7 @@ pub fn one_of(names: &[String], merged: usize) -> Option<String> {
     shown.truncate(ONE_OF_MAX);
     match (shown.len(), more) {
         (0, _) => None,
-        (1, 0) if merged <= 1 => shown.pop(),
-        (1, 0) => Some(format!("one of {merged} with the code of {}", shown.concat())),
+        (1, 0) => shown.pop(),
         (_, 0) => Some(format!("one of {}", shown.join(", "))),
         (_, more) => Some(format!("one of {} and {more} more", shown.join(", "))),
     }
@@ -287,7 +285,7 @@ mod tests {
             (vec!["a", "b", "c", "d", "e"], Some("one of a, b, c and 2 more")),
         ] {
             let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
-            assert_eq!(one_of(&names, 1).as_deref(), shown);
+            assert_eq!(one_of(&names).as_deref(), shown);
         }
     }
 
@@ -329,12 +327,5 @@ mod tests {
             let text = bounded(|out| pieces.iter().try_for_each(|piece| out.write_str(piece)));
             prop_assert_eq!(text, cut(&whole));
         }
-    }
-
-    #[test]
-    fn a_name_that_stands_for_several_types_says_so() {
-        let names = ["app::one::{{closure}}".to_owned()];
-        let shown = one_of(&names, 7).unwrap();
-        assert_eq!(shown, "one of 7 with the code of app::one::{{closure}}");
     }
 }

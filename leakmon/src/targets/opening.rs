@@ -17,7 +17,7 @@ use std::{
 };
 
 /// Largest file that is analysed, in bytes. Of it only the loaded segments and the symbol table are read.
-pub const IMAGE_BYTES_MAX: u64 = 8 << 30;
+const IMAGE_BYTES_MAX: u64 = 8 << 30;
 
 /// Why there is no plan for a file. Each is one sentence with the file and what can be done.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +125,7 @@ impl AnalyseError {
 /// Plans the probes of an executable.
 ///
 /// Never blocks on what is no regular file. Reads at most the loaded segments and the symbol table of a file of at most
-/// [`IMAGE_BYTES_MAX`] bytes.
+/// 8 GiB.
 ///
 /// # Errors
 /// [`AnalyseError`], each meaning that this file can't be probed.

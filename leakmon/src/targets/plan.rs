@@ -48,9 +48,6 @@ pub struct TaskType {
     /// Full demangled name of the future's type. Several where the linker merged identical code; empty where nothing
     /// names it (stripped). Untrusted text.
     pub names: Vec<String>,
-    /// How many task types the names may stand for: more than 1 where the compiler merged identical code and left one
-    /// symbol for it, so that which is which can't be known.
-    pub merged: usize,
     /// Whether the type is one of the runtime's own (its worker threads).
     pub runtime_owned: bool,
     /// Offset of the trailer in the task's memory.

@@ -137,7 +137,6 @@ fn task_type(vtable: &Vtable, naming: Naming) -> TaskType {
         vtable: vtable.address,
         kind: naming.kind(vtable),
         names: naming.names,
-        merged: naming.merged,
         runtime_owned: naming.runtime_owned,
         trailer_offset: vtable.trailer_offset as u32,
         scheduler_offset: vtable.scheduler_offset as u32,

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Calls from a vtable's function to a symbol that names the type: 2 in release, 3 with `opt-level = "z"`, 4 in dev.
 const DEPTH_MAX: usize = 4;
 /// Calls from `poll` to the future's own code.
-const POLL_DEPTH_MAX: usize = 5;
+const POLL_DEPTH_MAX: usize = 4;
 /// Functions looked at for one vtable function.
 const FUNCTIONS_MAX: usize = 128;
 /// Functions remembered for one image.
@@ -29,19 +29,35 @@ const NAME_BYTES_MAX: usize = 4096;
 /// Longest mangled symbol that is demangled.
 const SYMBOL_BYTES_MAX: usize = 1 << 15;
 
-/// Generic types whose first argument is the future, and second the scheduler; best evidence first.
-const CARRIERS: [(&str, bool); 6] = [
-    ("tokio::runtime::task::core::Cell<", true),
-    ("tokio::runtime::task::core::Stage<", false),
-    ("tokio::runtime::task::core::CoreStage<", false),
-    ("tokio::runtime::task::core::Core<", true),
-    ("tokio::runtime::task::harness::Harness<", true),
-    ("tokio::runtime::task::raw::poll::<", true),
+/// Calls from `schedule` to a function of the scheduler.
+const SCHEDULE_DEPTH_MAX: usize = 3;
+/// A future is spawned on the `current_thread` and the `multi_thread` scheduler: what depends on the future only is shared.
+const SCHEDULERS_OF_A_FUTURE: usize = 2;
+/// Stands for the types of which merging left no name.
+const SAME_CODE: &str = "a type with the same code";
+
+/// Generic types whose first argument is the future; the most telling first.
+const CARRIERS: [&str; 6] = [
+    "tokio::runtime::task::core::Cell<",
+    "tokio::runtime::task::core::Stage<",
+    "tokio::runtime::task::core::CoreStage<",
+    "tokio::runtime::task::core::Core<",
+    "tokio::runtime::task::harness::Harness<",
+    "tokio::runtime::task::raw::poll::<",
 ];
+/// Index of the one that depends on the scheduler too.
+const CELL: usize = 0;
 /// Around the closure of `spawn_blocking` (`runtime/blocking/task.rs`).
 const BLOCKING_WRAPPER: &str = "tokio::runtime::blocking::task::BlockingTask<";
-/// Scheduler of `LocalSet` (`task/local.rs`).
-const LOCAL_SCHEDULER: &str = "tokio::task::local::Shared";
+/// Where the schedulers' code is (`task/local.rs`, `runtime/scheduler`, `runtime/blocking`).
+const SCHEDULERS: [&str; 4] = [
+    "tokio::task::local::",
+    "tokio::runtime::scheduler::multi_thread",
+    "tokio::runtime::scheduler::current_thread",
+    "tokio::runtime::blocking::",
+];
+/// Index of `LocalSet`'s.
+const LOCAL: usize = 0;
 /// The worker threads' tasks (`runtime/scheduler/multi_thread/worker.rs`).
 const RUNTIME_PREFIX: &str = "tokio::runtime::";
 /// Crates whose closures are not the user's future.
@@ -52,10 +68,8 @@ const LIBRARIES: [&str; 5] = ["core::", "std::", "alloc::", "tokio::", "<"];
 pub(super) struct Naming {
     /// The future's type; see [`super::super::plan::TaskType::names`].
     pub(super) names: Vec<String>,
-    /// How many task types these names may stand for.
-    pub(super) merged: usize,
     /// Whether the scheduler is a `LocalSet`.
-    pub(super) local: bool,
+    local: bool,
     /// Whether the runtime itself spawns it.
     pub(super) runtime_owned: bool,
 }
@@ -67,74 +81,44 @@ impl Naming {
     }
 }
 
+/// A symbol's word: the future that it names, and the address of the function that has the symbol.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    future: String,
+    source: u64,
+    /// Vtables that share the source without any merging: one a scheduler, or one alone where the symbol spells that out too.
+    holders_max: usize,
+}
+
+/// All that is said of one vtable.
+#[derive(Debug, Default)]
+struct Evidence {
+    /// By symbols that spell out the task's types.
+    claims: BTreeSet<Claim>,
+    /// By the code that `poll` runs.
+    polled: BTreeSet<Claim>,
+    local: bool,
+}
+
 /// Names all vtables.
 pub(super) fn find(image: &Image<'_>, shape: &Shape, vtables: &[Vtable]) -> Vec<Naming> {
     if image.symbols.is_empty() {
-        let unnamed = Naming {
-            merged: 1,
-            ..Naming::default()
-        };
-        return vec![unnamed; vtables.len()];
+        return vec![Naming::default(); vtables.len()];
     }
     let mut search = Search {
         image,
         known: BTreeMap::new(),
     };
-    let claims: Vec<BTreeSet<Claim>> = vtables.iter().map(|vtable| search.claims(shape, vtable)).collect();
-    let mut holders: BTreeMap<&BTreeSet<Claim>, usize> = BTreeMap::new();
-    for claim in &claims {
-        *holders.entry(claim).or_default() += 1;
+    let evidence: Vec<Evidence> = vtables.iter().map(|vtable| search.evidence(shape, vtable)).collect();
+    let mut holders: BTreeMap<u64, usize> = BTreeMap::new();
+    for one in &evidence {
+        let sources: BTreeSet<u64> = one.claims.iter().chain(&one.polled).map(|claim| claim.source).collect();
+        for source in sources {
+            *holders.entry(source).or_default() += 1;
+        }
     }
-    let namings = vtables.iter().zip(&claims).map(|(vtable, claims)| {
-        // Merged code: what `poll` runs is the future's own.
-        let unsure = claims.len() != 1 || holders.get(claims).is_some_and(|holders| *holders > 1);
-        let own = if unsure { search.polled(vtable) } else { BTreeSet::new() };
-        naming(claims, &own)
-    });
-    let namings: Vec<Naming> = namings.collect();
-    let merged: Vec<usize> = (0..vtables.len())
-        .map(|index| merged(index, vtables, &claims, &namings))
-        .collect();
-    namings
-        .into_iter()
-        .zip(merged)
-        .map(|(naming, merged)| Naming {
-            merged,
-            // A symbol that stands for several types proves nothing of one of them.
-            local: naming.local && merged == 1,
-            ..naming
-        })
-        .collect()
-}
-
-/// Schedulers for which `tokio::spawn` instantiates each future: the multi-thread and the current-thread one
-/// (`runtime/handle.rs`). Where a symbol does not tell the scheduler, that many vtables may bear one future's name.
-const SCHEDULERS: usize = 2;
-
-/// How many vtables have the same evidence for their names as this one, so that which is which can't be known.
-fn merged(index: usize, vtables: &[Vtable], claims: &[BTreeSet<Claim>], namings: &[Naming]) -> usize {
-    let poll = |index: usize| vtables[index].functions.first();
-    let same: Vec<usize> = (0..vtables.len())
-        .filter(|other| {
-            !claims[index].is_empty()
-                && claims[*other] == claims[index]
-                && namings[*other].names == namings[index].names
-        })
-        .collect();
-    let schedulers_told = claims[index].iter().all(|claim| claim.scheduler.is_some());
-    let one_function = same.iter().filter(|other| poll(**other) == poll(index)).count() > 1;
-    if schedulers_told || one_function || same.len() > SCHEDULERS {
-        same.len().max(1)
-    } else {
-        1
-    }
-}
-
-/// A symbol's word on a task type.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Claim {
-    future: String,
-    scheduler: Option<String>,
+    let held = |claim: &Claim| holders.get(&claim.source).copied().unwrap_or_default();
+    evidence.iter().map(|one| naming(one, &held)).collect()
 }
 
 /// What is known of a function.
@@ -143,8 +127,10 @@ struct Known {
     /// Functions that it names.
     callees: Vec<u64>,
     claims: Vec<Claim>,
-    /// Its names, where they are those of user code.
-    closures: Vec<String>,
+    /// Futures whose own code it is.
+    polled: Vec<Claim>,
+    /// The schedulers whose names are in its symbols: indices in [`SCHEDULERS`].
+    schedulers: Vec<usize>,
 }
 
 struct Search<'a> {
@@ -153,23 +139,21 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The claims nearest to the vtable's functions.
-    fn claims(&mut self, shape: &Shape, vtable: &Vtable) -> BTreeSet<Claim> {
+    fn evidence(&mut self, shape: &Shape, vtable: &Vtable) -> Evidence {
+        let mut evidence = Evidence::default();
         for function in shape.naming.iter().filter_map(|index| vtable.functions.get(*index)) {
-            let claims = self.nearest(*function, DEPTH_MAX, |known| known.claims.clone());
-            if !claims.is_empty() {
-                return claims;
-            }
+            evidence
+                .claims
+                .extend(self.nearest(*function, DEPTH_MAX, |known| known.claims.clone()));
         }
-        BTreeSet::new()
-    }
-
-    /// The user's closures nearest to `poll`.
-    fn polled(&mut self, vtable: &Vtable) -> BTreeSet<String> {
-        let Some(poll) = vtable.functions.first() else {
-            return BTreeSet::new();
-        };
-        self.nearest(*poll, POLL_DEPTH_MAX, |known| known.closures.clone())
+        if let Some(poll) = vtable.functions.get(shape.poll) {
+            evidence.polled = self.nearest(*poll, POLL_DEPTH_MAX, |known| known.polled.clone());
+        }
+        if let Some(schedule) = vtable.functions.get(shape.schedule) {
+            let schedulers = self.nearest(*schedule, SCHEDULE_DEPTH_MAX, |known| known.schedulers.clone());
+            evidence.local = schedulers == BTreeSet::from([LOCAL]);
+        }
+        evidence
     }
 
     /// What `of` finds in the fewest calls from `start`: everything found after that many.
@@ -209,10 +193,26 @@ fn look(image: &Image<'_>, address: u64) -> Known {
     let mut known = Known::default();
     for symbol in image.symbols_at(address).take(NAMES_MAX) {
         let Some(name) = demangle(symbol) else { continue };
-        known.claims.extend(claim(&name));
-        if name.ends_with("{{closure}}") && !LIBRARIES.iter().any(|library| name.starts_with(library)) {
-            known.closures.push(cut(name));
-        }
+        let source = address;
+        let holders_max = if name.contains(CARRIERS[CELL]) {
+            1
+        } else {
+            SCHEDULERS_OF_A_FUTURE
+        };
+        known.claims.extend(future(&name).map(|future| Claim {
+            future,
+            source,
+            holders_max,
+        }));
+        let holders_max = SCHEDULERS_OF_A_FUTURE;
+        known.polled.extend(polled_future(&name).map(|future| Claim {
+            future,
+            source,
+            holders_max,
+        }));
+        known
+            .schedulers
+            .extend((0..SCHEDULERS.len()).filter(|index| name.contains(SCHEDULERS[*index])));
     }
     if let Some(function) = Function::around(image, address) {
         known.callees = callees(image, &function, address);
@@ -238,20 +238,32 @@ fn callees(image: &Image<'_>, function: &Function, start: u64) -> Vec<u64> {
     found.into_iter().collect()
 }
 
-fn naming(claims: &BTreeSet<Claim>, own: &BTreeSet<String>) -> Naming {
-    let mut names: BTreeSet<String> = claims.iter().map(|claim| claim.future.clone()).collect();
-    let polled: BTreeSet<String> = names.iter().filter(|name| own.contains(*name)).cloned().collect();
-    if !polled.is_empty() {
-        names = polled;
-    } else if names.len() <= 1 && own.len() == 1 && !own.is_subset(&names) {
-        // The only name belongs to another type whose drop glue is the same, or there is none.
-        names.clone_from(own);
+/// Makes a type's names of what is said of it. `held` tells how many vtables share a claim's source.
+fn naming(evidence: &Evidence, held: &dyn Fn(&Claim) -> usize) -> Naming {
+    let futures = |claims: &BTreeSet<Claim>, sure: bool| -> BTreeSet<String> {
+        let chosen = claims.iter().filter(|claim| !sure || held(claim) <= claim.holders_max);
+        chosen.map(|claim| claim.future.clone()).collect()
+    };
+    let mut names = futures(&evidence.claims, true);
+    let merged = names.is_empty();
+    if merged {
+        names = futures(&evidence.claims, false);
     }
-    let schedulers: Vec<&String> = claims.iter().filter_map(|claim| claim.scheduler.as_ref()).collect();
+    // What `poll` runs decides among several.
+    let polled = futures(&evidence.polled, true);
+    let own = names
+        .iter()
+        .filter(|name| polled.contains(*name) || polled.contains(&without_generics(name)));
+    let own: BTreeSet<String> = own.cloned().collect();
+    let runtime_owned = !names.is_empty() && names.iter().all(|name| name.starts_with(RUNTIME_PREFIX));
+    if !own.is_empty() {
+        names = own;
+    } else if merged && names.len() == 1 && !runtime_owned {
+        names.insert(SAME_CODE.to_owned());
+    }
     Naming {
-        merged: 1,
-        local: !schedulers.is_empty() && schedulers.iter().all(|scheduler| scheduler.contains(LOCAL_SCHEDULER)),
-        runtime_owned: !names.is_empty() && names.iter().all(|name| name.starts_with(RUNTIME_PREFIX)),
+        local: evidence.local,
+        runtime_owned,
         names: names.into_iter().take(NAMES_MAX).collect(),
     }
 }
@@ -265,31 +277,53 @@ fn demangle(symbol: &[u8]) -> Option<String> {
     Some(format!("{demangled:#}"))
 }
 
-/// What a demangled symbol says of a task type.
-fn claim(name: &str) -> Option<Claim> {
-    CARRIERS.iter().find_map(|(carrier, with_scheduler)| {
-        let arguments = &name[name.find(carrier)? + carrier.len()..];
-        let (future, rest) = argument(arguments)?;
-        let scheduler = with_scheduler
-            .then(|| argument(rest.strip_prefix(',')?.trim_start()))
-            .flatten();
-        let mut future = future;
+/// The future that a demangled symbol names as a task's.
+fn future(name: &str) -> Option<String> {
+    CARRIERS.iter().find_map(|carrier| {
+        let mut future = argument(&name[name.find(carrier)? + carrier.len()..])?;
         if let Some(inner) = future.strip_prefix(BLOCKING_WRAPPER) {
-            future = argument(inner)?.0;
+            future = argument(inner)?;
         }
-        // `Cell<T,S>::new`: a legacy symbol of a generic function does not tell its arguments.
-        if future.len() == 1 {
-            return None;
-        }
-        Some(Claim {
-            future: cut(future.to_owned()),
-            scheduler: scheduler.map(|(scheduler, _)| cut(scheduler.to_owned())),
-        })
+        (!has_parameter(future)).then(|| cut(future.to_owned()))
     })
 }
 
-/// The first generic argument, and what follows it.
-fn argument(text: &str) -> Option<(&str, &str)> {
+/// Whether a type has a parameter for an argument, as the `T` of `Cell<T,S>::new`: a legacy symbol of a generic function does not
+/// tell its arguments.
+fn has_parameter(name: &str) -> bool {
+    name.split(|character: char| !(character.is_alphanumeric() || "_:".contains(character)))
+        .any(|word| word.len() == 1 && word.starts_with(|character: char| character.is_ascii_uppercase()))
+}
+
+/// The future of which a demangled symbol is the `poll`: an `async` block of user code, or an implementation of `Future`.
+fn polled_future(name: &str) -> Option<String> {
+    let user = !LIBRARIES.iter().any(|library| name.starts_with(library));
+    if user && (name.ends_with("{{closure}}") || name.ends_with("{closure#0}")) {
+        return Some(cut(name.to_owned()));
+    }
+    let (future, rest) = name
+        .strip_prefix('<')?
+        .split_once(" as core::future::future::Future>")?;
+    (rest == "::poll" && !has_parameter(future)).then(|| cut(future.to_owned()))
+}
+
+/// `app::run::{{closure}}` of `app::run<u8>::{{closure}}`: a legacy symbol of a generic function has no arguments.
+fn without_generics(name: &str) -> String {
+    let mut depth = 0_usize;
+    let mut kept = String::with_capacity(name.len());
+    for character in name.chars() {
+        match character {
+            '<' => depth += 1,
+            '>' => depth = depth.saturating_sub(1),
+            _ if depth == 0 => kept.push(character),
+            _ => {}
+        }
+    }
+    kept
+}
+
+/// The first of some generic arguments.
+fn argument(text: &str) -> Option<&str> {
     let mut depth = 0_usize;
     let mut before = ' ';
     for (index, character) in text.char_indices() {
@@ -297,7 +331,7 @@ fn argument(text: &str) -> Option<(&str, &str)> {
             '<' | '(' | '[' | '{' => depth += 1,
             // `->` of a function type closes nothing.
             '>' if before == '-' => {}
-            ',' | '>' if depth == 0 => return Some((&text[..index], &text[index..])),
+            ',' | '>' if depth == 0 => return Some(&text[..index]),
             '>' | ')' | ']' | '}' => depth = depth.checked_sub(1)?,
             _ => {}
         }

@@ -10,8 +10,12 @@ use leakmon_ebpf::abi::Kind;
 pub(super) struct Shape {
     /// Function pointers at the vtable's start.
     functions: usize,
-    /// Which of the functions is `poll`, `dealloc` and so on: those from which a type's name can be reached, best first.
+    /// The functions from which the drop glue of the task can be reached.
     pub(super) naming: &'static [usize],
+    /// Which function is `poll`.
+    pub(super) poll: usize,
+    /// Which is `schedule`.
+    pub(super) schedule: usize,
     /// Where the pointer to the vtable is in `Header`.
     pub(super) vtable_offset: u64,
     /// Smallest `Header`.
@@ -31,6 +35,8 @@ pub(super) const SHAPES: [Shape; 1] = [
     Shape {
         functions: 7,
         naming: &[2, 6, 4, 3, 0],
+        poll: 0,
+        schedule: 1,
         vtable_offset: 0x10,
         header_bytes: 0x20,
         versions: "1.23 to 1.54",
