@@ -2,7 +2,7 @@
 //!
 //! In: registers, and a [`Source`] that reads tables and the stack. Out: addresses, innermost first, and why the walk
 //! ended. It reads no map and no memory itself, so it is tested without a kernel. x86-64; another architecture needs
-//! its own row kinds and its own [`leave`].
+//! its own row kinds and its own `leave`.
 
 use crate::abi::{FRAMES_MAX, WalkEnd};
 use crate::rows::{

@@ -1,6 +1,6 @@
 //! Closing many probes without making anybody wait.
 //!
-//! In: a [`Kernel`](super::Kernel) that is no longer needed. Out: nothing; the probes go one after the other. Closing a
+//! In: a [`Kernel`] that is no longer needed. Out: nothing; the probes go one after the other. Closing a
 //! probe takes a kernel grace period (107 ms each was measured), so a process that holds hundreds would take minutes
 //! to exit. A child that shares the descriptors closes them instead, while the parent goes on at once.
 

@@ -93,14 +93,15 @@ pub(super) fn number(register: Register) -> Option<u8> {
 /// prefix other than REX.B; `call rel32`, `jmp`, `jcc`, and the one-byte `nop`, without prefix 66. Any other prefix is refused
 /// here as well: the compiler has no use for it.
 pub(super) fn is_cheap(bytes: &[u8]) -> bool {
-    match *bytes {
-        [0x50..=0x57] | [0x41, 0x50..=0x57] => true,
-        [0xe8 | 0xe9, _, _, _, _] => true,
-        [0xeb | 0x70..=0x7f, _] => true,
-        [0x0f, 0x80..=0x8f, _, _, _, _] => true,
-        [0x90] => true,
-        _ => false,
-    }
+    matches!(
+        *bytes,
+        [0x50..=0x57]
+            | [0x41, 0x50..=0x57]
+            | [0xe8 | 0xe9, _, _, _, _]
+            | [0xeb | 0x70..=0x7f, _]
+            | [0x0f, 0x80..=0x8f, _, _, _, _]
+            | [0x90]
+    )
 }
 
 /// Whether the kernel accepts a probe there at all, and stepping it over is harmless.

@@ -142,12 +142,9 @@ pub fn analyse(path: &Path) -> Result<ProbePlan, AnalyseError> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
         .open(path)
-        .or_else(|error| {
-            if error.raw_os_error() == Some(libc::ENXIO) {
-                Err(io::ErrorKind::Other.into())
-            } else {
-                Err(error)
-            }
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ENXIO) => io::ErrorKind::Other.into(),
+            _ => error,
         });
     let file = match file {
         Ok(file) => file,
@@ -185,7 +182,7 @@ pub fn analyse_bytes(bytes: &[u8], path: &Path, id: ImageId) -> Result<ProbePlan
 }
 
 fn plan<'data, R: ReadRef<'data>>(data: R, path: &Path, mut id: ImageId) -> Result<ProbePlan, AnalyseError> {
-    let image = Image::parse(data).map_err(|error| image_error(error, path))?;
+    let image = Image::parse(data).map_err(|error| image_error(&error, path))?;
     id.build_id.clone_from(&image.build_id);
     for runtime in &RUNTIMES {
         match (runtime.find)(&image) {
@@ -242,9 +239,9 @@ fn irregular(metadata: &std::fs::Metadata) -> Option<&'static str> {
     }
 }
 
-fn image_error(error: ImageError, path: &Path) -> AnalyseError {
+fn image_error(error: &ImageError, path: &Path) -> AnalyseError {
     let path = path.to_owned();
-    match error {
+    match *error {
         ImageError::NotElf => AnalyseError::NotElf(path),
         ImageError::Narrow => AnalyseError::Narrow(path),
         ImageError::Machine(machine) => AnalyseError::WrongArchitecture {

@@ -56,10 +56,7 @@ fn functions_with_exchange(image: &Image<'_>) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
     for segment in image.segments.iter().filter(|segment| segment.executable) {
         for (index, window) in segment.data.windows(4).enumerate() {
-            let matches = match *window {
-                [0xf0, 0x48..=0x4f, 0x0f, 0xb1] => true,
-                _ => false,
-            };
+            let matches = matches!(*window, [0xf0, 0x48..=0x4f, 0x0f, 0xb1]);
             if matches && let Some(function) = image.function(segment.address + index as u64) {
                 found.insert(function.start);
                 if found.len() >= EXCHANGES_MAX {
