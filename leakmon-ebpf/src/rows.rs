@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(size_of::<Page>(), 4);
         assert_eq!(size_of::<Mapping>(), 32);
         assert_eq!(size_of::<ProcessMappings>(), 8 + 32 * MAPPINGS_MAX);
-        assert!(ROW_CHUNKS_MAX * ROWS_PER_CHUNK <= ROW_NUMBERS_MAX);
-        assert!(MAPPINGS_MAX.is_power_of_two());
+        const { assert!(ROW_CHUNKS_MAX * ROWS_PER_CHUNK <= ROW_NUMBERS_MAX) };
+        const { assert!(MAPPINGS_MAX.is_power_of_two()) };
     }
 }
