@@ -1,6 +1,9 @@
 //! Spawns in every way that tokio has: `tokio::spawn`, `JoinSet::spawn`, `spawn_blocking`, `spawn_local`, a current-thread
 //! runtime; handles dropped, kept and aborted; some panic, some never end. Its numbers are definite at the end.
 //!
+//! What spawns is a function that the compiler keeps whole, or the body of a task, so that `spawned_by` names a function that
+//! exists in every build.
+//!
 //! `--count N` tasks of each sort that ends, `--forever N` of each that doesn't.
 
 mod victim;
@@ -23,11 +26,11 @@ static PANICKING: Site = Site::new("panicking", "task", "spawn_panicking");
 static FOREVER: Site = Site::new("forever", "task", "spawn_forever");
 static BRANCH: Site = Site::new("branch", "task", "spawn_tree");
 static LEAF: Site = Site::new("leaf", "task", "branch");
-static SET_DRAINED: Site = Site::new("set_drained", "task", "fill_and_drain_set");
+static SET_DRAINED: Site = Site::new("set_drained", "task", "fill_set");
 static SET_DROPPED: Site = Site::new("set_dropped", "task", "fill_and_drop_set");
 static SET_FOREVER: Site = Site::new("set_forever", "task", "fill_and_keep_set");
-static BLOCKING_DONE: Site = Site::new("blocking_done", "blocking", "block_shortly");
-static BLOCKING_PANICKING: Site = Site::new("blocking_panicking", "blocking", "block_shortly");
+static BLOCKING_DONE: Site = Site::new("blocking_done", "blocking", "block_twice");
+static BLOCKING_PANICKING: Site = Site::new("blocking_panicking", "blocking", "block_twice");
 static BLOCKING_GATE: Site = Site::new("blocking_gate", "blocking", "block_and_abort");
 static BLOCKING_ABORTED: Site = Site::new("blocking_aborted", "blocking", "block_and_abort");
 static BLOCKING_FOREVER: Site = Site::new("blocking_forever", "blocking", "block_for_ever");
@@ -88,7 +91,7 @@ fn main() -> io::Result<()> {
     let set = runtime.block_on(async {
         spawn_dropped(count);
         spawn_kept(count, &mut handles);
-        spawn_joined(count).await;
+        spawn_and_join(count).await;
         spawn_aborted(count);
         spawn_panicking(count);
         spawn_tree(count);
@@ -114,12 +117,13 @@ fn main() -> io::Result<()> {
 /// Tasks that wait until their sender goes.
 #[inline(never)]
 fn spawn_old(count: usize) -> Vec<oneshot::Sender<()>> {
-    let spawn = |_| {
+    let mut senders = Vec::new();
+    for _ in 0..count {
         let (sender, end) = oneshot::channel();
         tokio::spawn(old(end, OLD.enter()));
-        sender
-    };
-    (0..count).map(spawn).collect()
+        senders.push(sender);
+    }
+    senders
 }
 
 async fn old(end: oneshot::Receiver<()>, _presence: Presence) {
@@ -149,12 +153,16 @@ async fn kept(_presence: Presence) {
     yield_now().await;
 }
 
-#[inline(never)]
-async fn spawn_joined(count: usize) {
+async fn spawn_and_join(count: usize) {
     for number in 0..count {
-        let joined = tokio::spawn(joined(number, JOINED.enter())).await;
+        let joined = spawn_joined(number).await;
         assert!(joined.is_ok_and(|joined| joined == number));
     }
+}
+
+#[inline(never)]
+fn spawn_joined(number: usize) -> JoinHandle<usize> {
+    tokio::spawn(joined(number, JOINED.enter()))
 }
 
 async fn joined(number: usize, _presence: Presence) -> usize {
@@ -221,13 +229,17 @@ async fn leaf(_presence: Presence) {
     yield_now().await;
 }
 
-#[inline(never)]
 async fn fill_and_drain_set(count: usize) {
     let mut set = JoinSet::new();
+    fill_set(&mut set, count);
+    while set.join_next().await.is_some() {}
+}
+
+#[inline(never)]
+fn fill_set(set: &mut JoinSet<()>, count: usize) {
     for _ in 0..count {
         set.spawn(set_drained(SET_DRAINED.enter()));
     }
-    while set.join_next().await.is_some() {}
 }
 
 async fn set_drained(_presence: Presence) {
@@ -261,20 +273,25 @@ async fn set_forever(_presence: Presence) {
 }
 
 /// Blocking tasks that return or panic; every second handle is dropped.
-#[inline(never)]
 async fn block_shortly(count: usize) {
     for number in 0..count {
-        let presence = BLOCKING_DONE.enter();
-        let done = spawn_blocking(move || drop(presence));
-        let presence = BLOCKING_PANICKING.enter();
-        let panicking = spawn_blocking(move || {
-            let _presence = presence;
-            panic!("a blocking task panics, as it should");
-        });
+        let (done, panicking) = block_twice();
         if number.is_multiple_of(2) {
             let _: (Result<(), _>, Result<(), _>) = (done.await, panicking.await);
         }
     }
+}
+
+#[inline(never)]
+fn block_twice() -> (JoinHandle<()>, JoinHandle<()>) {
+    let presence = BLOCKING_DONE.enter();
+    let done = spawn_blocking(move || drop(presence));
+    let presence = BLOCKING_PANICKING.enter();
+    let panicking = spawn_blocking(move || {
+        let _presence = presence;
+        panic!("a blocking task panics, as it should");
+    });
+    (done, panicking)
 }
 
 /// Blocking tasks that are aborted in the queue, while other tasks hold every thread.

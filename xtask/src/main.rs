@@ -1,4 +1,4 @@
-//! leakmon's own commands: `cargo xtask setup`, `build-ebpf`, `demo`, `test`, `bench`, `tidy`.
+//! leakmon's own commands: `cargo xtask setup`, `build-ebpf`, `demo`, `victims`, `test`, `bench`, `tidy`.
 //!
 //! This file dispatches; each command has a file of its own. Nothing here is part of the program that users run.
 #![allow(clippy::print_stdout, reason = "these commands talk to a person")]
@@ -38,6 +38,8 @@ enum Command {
     },
     /// Show leakmon at work on a program that leaks
     Demo,
+    /// Build the victims in every way that the kernel tests compare
+    Victims,
     /// Check formatting, lints, documentation, tests, tidiness and licences
     Test,
     /// Check what no compiler checks
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(&workspace, Purpose::Test),
         Command::BuildEbpf { force } => build_ebpf::run(&workspace, force),
         Command::Demo => demo::run(&workspace),
+        Command::Victims => victims::build_all(&workspace),
         Command::Test => test::run(&workspace),
         Command::Tidy => tidy::run(&workspace),
         Command::Bench { rounds, tasks } => bench::run(&workspace, rounds, tasks),

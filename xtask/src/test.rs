@@ -9,8 +9,7 @@
 use crate::{
     build_ebpf,
     stage::Stages,
-    tidy,
-    victims::{self, Build},
+    tidy, victims,
     workspace::{self, Workspace},
 };
 use anyhow::{Context as _, Result, bail};
@@ -56,7 +55,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         ]);
         workspace::run(command.env("RUSTDOCFLAGS", "-D warnings"))
     });
-    stages.run("victims", || victims::build(workspace, Build::Release, None));
+    stages.run("victims", || victims::build_all(workspace));
     stages.run("tests", || run_tests(workspace, &mut tally));
     stages.run("tidy", || tidy::run(workspace));
     // Advisories change by the day and need a database from elsewhere; what is checked here holds for a commit.

@@ -7,6 +7,7 @@ use crate::workspace::{self, Workspace};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use std::{
+    fs,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -21,26 +22,78 @@ pub(crate) enum Build {
     Release,
     /// That, with `-C force-frame-pointers=yes`.
     FramePointers,
+    /// Fat LTO, one codegen unit.
+    Fat,
+    /// That, with `opt-level = "z"`; panics unwind, since some of the victims' tasks panic.
+    Z,
+    /// `cargo build`.
+    Dev,
 }
 
 impl Build {
+    /// Those that the kernel tests compare with [`Build::Release`].
+    pub(crate) const OTHERS: [Self; 4] = [Self::FramePointers, Self::Fat, Self::Z, Self::Dev];
+
+    const fn profile(self) -> &'static str {
+        match self {
+            Self::Release | Self::FramePointers => "release",
+            Self::Fat => "fat",
+            Self::Z => "z",
+            Self::Dev => "dev",
+        }
+    }
+
     fn target(self, workspace: &Workspace) -> PathBuf {
         match self {
             Self::Release => workspace.target(),
             Self::FramePointers => workspace.target().join("frame-pointers"),
+            Self::Fat | Self::Z | Self::Dev => workspace.target().join("victims/target"),
         }
     }
 
     /// Where this build's example `name` is.
     pub(crate) fn example(self, workspace: &Workspace, name: &str) -> PathBuf {
-        self.target(workspace).join("release/examples").join(name)
+        let folder = if self == Self::Dev { "debug" } else { self.profile() };
+        self.target(workspace).join(folder).join("examples").join(name)
     }
 }
+
+/// Victims whose stacks are compared in every build.
+const EVERYWHERE: [&str; 3] = ["deep_stacks", "every_spawn", "leaky_registry"];
+
+/// What a package needs that has those victims only.
+const MANIFEST: &str = r#"
+# Written by `cargo xtask`; see xtask/src/victims.rs.
+[package]
+name = "victims"
+version = "0.0.0"
+edition = "2024"
+publish = false
+
+[dependencies]
+serde_json = "1"
+tokio = { version = "1", features = ["rt-multi-thread", "net", "io-util", "sync", "macros", "time"] }
+
+[profile.fat]
+inherits = "release"
+lto = "fat"
+codegen-units = 1
+
+[profile.z]
+inherits = "fat"
+opt-level = "z"
+
+[workspace]
+"#;
 
 /// Builds one example, or with `None` all of them.
 pub(crate) fn build(workspace: &Workspace, build: Build, name: Option<&str>) -> Result<()> {
     let mut command = workspace.cargo();
-    command.args(["build", "--release", "--locked", "--package", "leakmon"]);
+    command.args(["build", "--profile", build.profile()]);
+    match build {
+        Build::Release => _ = command.args(["--locked", "--package", "leakmon"]),
+        _ => _ = command.arg("--manifest-path").arg(write_package(workspace)?),
+    }
     match name {
         Some(name) => command.args(["--example", name]),
         None => command.arg("--examples"),
@@ -52,6 +105,47 @@ pub(crate) fn build(workspace: &Workspace, build: Build, name: Option<&str>) -> 
             .env("RUSTFLAGS", "-C force-frame-pointers=yes");
     }
     workspace::run(&mut command)
+}
+
+/// Builds every victim in every way, and makes copies without symbols of those that people strip.
+pub(crate) fn build_all(workspace: &Workspace) -> Result<()> {
+    build(workspace, Build::Release, None)?;
+    for other in Build::OTHERS {
+        build(workspace, other, None)?;
+    }
+    for stripped in [Build::Release, Build::Fat] {
+        let folder = workspace.target().join("victims/stripped").join(stripped.profile());
+        fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
+        for name in EVERYWHERE {
+            let mut strip = workspace.command("strip");
+            strip.arg("-o").arg(folder.join(name));
+            workspace::run(strip.arg(stripped.example(workspace, name)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a package that has the victims alone: with leakmon's dependencies each profile would take minutes, so it takes
+/// seconds. The workspace's lock file gives the versions.
+fn write_package(workspace: &Workspace) -> Result<PathBuf> {
+    let folder = workspace.target().join("victims");
+    let manifest = folder.join("Cargo.toml");
+    let mut text = MANIFEST.to_owned();
+    for name in EVERYWHERE {
+        let path = workspace.root.join("leakmon/examples").join(name).with_extension("rs");
+        text.push_str(&format!(
+            "\n[[example]]\nname = {name:?}\npath = {:?}\n",
+            path.display().to_string()
+        ));
+    }
+    let write = || {
+        fs::create_dir_all(folder.join("src"))?;
+        fs::write(folder.join("src/lib.rs"), "")?;
+        fs::write(&manifest, text)?;
+        fs::copy(workspace.root.join("Cargo.lock"), folder.join("Cargo.lock"))
+    };
+    write().with_context(|| format!("can't write the victims' package in {}", folder.display()))?;
+    Ok(manifest)
 }
 
 /// Builds leakmon as it is shipped, and says where it is.

@@ -19,9 +19,9 @@ use tokio::{
     sync::mpsc,
 };
 
-static ACCEPT_LOOP: Site = Site::new("accept_loop", "task", "start");
-static HEARTBEAT: Site = Site::new("heartbeat", "task", "start");
-static WRITE_LOG: Site = Site::new("write_log", "task", "start");
+static ACCEPT_LOOP: Site = Site::new("accept_loop", "task", "spawn_servers");
+static HEARTBEAT: Site = Site::new("heartbeat", "task", "spawn_servers");
+static WRITE_LOG: Site = Site::new("write_log", "task", "spawn_servers");
 static HANDLE_CONN: Site = Site::new("handle_conn", "task", "accept_loop");
 static NOTE_VISIT: Site = Site::new("note_visit", "task", "accept_loop");
 static SITES: [&Site; 5] = [&ACCEPT_LOOP, &HEARTBEAT, &WRITE_LOG, &HANDLE_CONN, &NOTE_VISIT];
@@ -121,13 +121,18 @@ pub(crate) fn serve(repaired: bool) -> io::Result<()> {
 async fn start(repaired: bool) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
+    spawn_servers(listener, repaired);
+    Ok(address)
+}
+
+#[inline(never)]
+fn spawn_servers(listener: TcpListener, repaired: bool) {
     let callbacks = Mutex::default();
     let registry = Arc::new(Registry { callbacks, repaired });
     let (log, lines) = mpsc::channel(64);
     tokio::spawn(write_log(lines, WRITE_LOG.enter()));
     tokio::spawn(heartbeat(Arc::clone(&registry), HEARTBEAT.enter()));
     tokio::spawn(accept_loop(listener, registry, log, ACCEPT_LOOP.enter()));
-    Ok(address)
 }
 
 async fn accept_loop(listener: TcpListener, registry: Arc<Registry>, log: mpsc::Sender<String>, _presence: Presence) {

@@ -33,6 +33,8 @@ pub(crate) struct Site {
     ended: [AtomicU64; 2],
     /// Tasks of the first phase that had ended when the second began.
     ended_before: AtomicU64,
+    /// An address in the machine code that spawned a task last, 0 before.
+    spawned_at: AtomicUsize,
 }
 
 impl Site {
@@ -45,11 +47,22 @@ impl Site {
             spawned: [const { AtomicU64::new(0) }; 2],
             ended: [const { AtomicU64::new(0) }; 2],
             ended_before: AtomicU64::new(0),
+            spawned_at: AtomicUsize::new(0),
         }
     }
 
     /// Counts a task that is about to be spawned; the future or closure owns what is returned.
+    ///
+    /// Inlined in every build, so that the address it notes is one of the function that spawns, or of that into which
+    /// the compiler has inlined the function that spawns.
+    #[inline(always)]
     pub(crate) fn enter(&'static self) -> Presence {
+        self.spawned_at.store(here(), SeqCst);
+        self.count()
+    }
+
+    #[inline(never)]
+    fn count(&'static self) -> Presence {
         let phase = PHASE.load(SeqCst);
         self.spawned[phase].fetch_add(1, SeqCst);
         Presence { site: self, phase }
@@ -65,6 +78,38 @@ impl Site {
             older_ended: old.1 - self.ended_before.load(SeqCst),
         }
     }
+}
+
+/// The address of the code into which this is inlined.
+#[inline(always)]
+fn here() -> usize {
+    let address: usize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction only reads its own address.
+    unsafe {
+        std::arch::asm!("lea {}, [rip]", out(reg) address, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the instruction only reads its own address.
+    unsafe {
+        std::arch::asm!("adr {}, .", out(reg) address, options(nomem, nostack, preserves_flags));
+    }
+    address
+}
+
+/// Where the code at an address is in its file, by this process's own mappings.
+fn file_offset(address: usize) -> io::Result<Option<u64>> {
+    let hexadecimal = |word: Option<&str>| u64::from_str_radix(word.unwrap_or_default(), 16).unwrap_or_default();
+    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
+        // `START-END PERMISSIONS OFFSET …`, proc_pid_maps(5).
+        let mut words = line.split_ascii_whitespace();
+        let (start, end) = words.next().and_then(|range| range.split_once('-')).unwrap_or_default();
+        let (start, end) = (hexadecimal(Some(start)), hexadecimal(Some(end)));
+        if (start..end).contains(&(address as u64)) {
+            return Ok(Some(address as u64 - start + hexadecimal(words.nth(1))));
+        }
+    }
+    Ok(None)
 }
 
 /// A task that has been spawned; dropping it counts its end.
@@ -168,6 +213,7 @@ pub(crate) fn leave(arguments: &Arguments, sites: &[&Site], extra: Value) -> io:
         total = total.add(counts);
         let mut row = json!({ "site": site.name, "kind": site.kind, "spawned_by": site.spawned_by });
         merge(&mut row, counts.json());
+        merge(&mut row, json!({ "spawned_at": file_offset(site.spawned_at.load(SeqCst))? }));
         truth.push(row);
     }
     let mut line = json!({ "truth": truth, "total": total.json(), "runtime_tasks": WORKERS });

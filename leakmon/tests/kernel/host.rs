@@ -6,8 +6,47 @@ use std::{io::Write, path::PathBuf, sync::OnceLock};
 /// File that names skipped tests, a line each, where the caller wants to count them.
 const SKIPPED: &str = "LEAKMON_SKIPPED";
 
-/// The victim's path, or `None` after the test was recorded as skipped.
+/// How a victim is built (`cargo xtask victims`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// `cargo build --release`: what people ship.
+    Release,
+    /// That without symbols.
+    ReleaseStripped,
+    /// Fat LTO, one codegen unit.
+    Fat,
+    /// That without symbols.
+    FatStripped,
+    /// `opt-level = "z"`, fat LTO.
+    Z,
+    /// `cargo build`.
+    Dev,
+    /// Release, with `-C force-frame-pointers=yes`.
+    FramePointers,
+}
+
+impl Build {
+    /// Its folder of victims, below cargo's target folder.
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Release => "release/examples",
+            Self::ReleaseStripped => "victims/stripped/release",
+            Self::Fat => "victims/target/fat/examples",
+            Self::FatStripped => "victims/stripped/fat",
+            Self::Z => "victims/target/z/examples",
+            Self::Dev => "victims/target/debug/examples",
+            Self::FramePointers => "frame-pointers/release/examples",
+        }
+    }
+}
+
+/// The path of a victim's release build, or `None` after the test was recorded as skipped.
 pub(crate) fn victim_for(test: &str, victim: &str) -> Option<PathBuf> {
+    victim_built(test, Build::Release, victim)
+}
+
+/// The victim's path, or `None` after the test was recorded as skipped.
+pub(crate) fn victim_built(test: &str, build: Build, victim: &str) -> Option<PathBuf> {
     static REFUSAL: OnceLock<Option<String>> = OnceLock::new();
     let refusal = REFUSAL.get_or_init(|| {
         examine().into_iter().find_map(|check| match check.finding {
@@ -19,24 +58,23 @@ pub(crate) fn victim_for(test: &str, victim: &str) -> Option<PathBuf> {
         skip(test, reason);
         return None;
     }
-    let path = built(victim);
+    let path = built(build, victim);
     if !path.is_file() {
         skip(
             test,
-            &format!("{} is not built: run `cargo xtask test`", path.display()),
+            &format!("{} is not built: run `cargo xtask victims`", path.display()),
         );
         return None;
     }
     Some(path)
 }
 
-/// Where cargo puts a victim's release build.
-fn built(victim: &str) -> PathBuf {
+fn built(build: Build, victim: &str) -> PathBuf {
     let mut path = PathBuf::from(env!("CARGO_BIN_EXE_leakmon"));
     // From `<target>/<profile>/leakmon`.
     path.pop();
     path.pop();
-    path.extend(["release", "examples", victim]);
+    path.extend([build.folder(), victim]);
     path
 }
 

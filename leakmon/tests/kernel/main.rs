@@ -1,14 +1,17 @@
 //! Real probes on real victims: what leakmon counts against the victims' own record.
 //!
-//! These tests need root and the victims as release builds; `cargo xtask test` sees to both. Where the machine forbids
+//! These tests need root and the victims as builds of several kinds; `cargo xtask test` sees to both. Where the machine forbids
 //! BPF, or a victim is not built, a test is skipped by name and counted (see [`host`]).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod counts;
 mod daemon;
+mod depth;
 mod harm;
 mod host;
 mod life;
+mod lines;
 mod observer;
 mod truth;
 mod victim;
+mod wrappers;

@@ -33,6 +33,10 @@ impl Counts {
 pub(crate) struct Site {
     pub(crate) name: String,
     pub(crate) kind: String,
+    /// Function that spawned them.
+    pub(crate) spawned_by: String,
+    /// Offset in the file of an instruction in the machine code that spawned them.
+    pub(crate) spawned_at: Option<u64>,
     pub(crate) counts: Counts,
 }
 
@@ -77,6 +81,8 @@ impl Truth {
         let site = |row: &Value| Site {
             name: text(&row["site"]),
             kind: text(&row["kind"]),
+            spawned_by: text(&row["spawned_by"]),
+            spawned_at: row["spawned_at"].as_u64(),
             counts: Counts::of(row),
         };
         self.0["truth"].as_array().unwrap().iter().map(site).collect()
@@ -109,6 +115,17 @@ impl Report {
 
     pub(crate) fn callsites(&self) -> &[Value] {
         self.0["callsites"].as_array().unwrap()
+    }
+
+    /// Every stack that is shown.
+    pub(crate) fn stacks(&self) -> impl Iterator<Item = &Value> {
+        self.callsites().iter().flat_map(|callsite| callsite["stacks"].as_array().unwrap())
+    }
+
+    /// All callsites, for a failure's message.
+    pub(crate) fn locations(&self) -> Value {
+        let location = |callsite: &Value| serde_json::json!([callsite["location"]["function"], callsite["spawned"]]);
+        self.callsites().iter().map(location).collect()
     }
 
     /// All callsites of a kind, summed.
