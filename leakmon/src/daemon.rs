@@ -13,6 +13,8 @@ mod publication;
 mod unwinding;
 mod watching;
 
+pub use watching::Watchable;
+
 use crate::{
     export::report::Report,
     kernel::{Kernel, Settings, clock::monotonic_ns, event::Event, ring::EventRing},
@@ -65,6 +67,8 @@ impl Observer {
     /// # Errors
     /// Where this host can't be probed, or the symbol thread can't be started.
     pub fn new(settings: Settings, hide: &[String]) -> anyhow::Result<Self> {
+        // What the user got wrong comes before what the host lacks.
+        let names = Names::new(hide)?;
         let (kernel, ring) = Kernel::load(settings)?;
         Ok(Self {
             kernel,
@@ -72,7 +76,7 @@ impl Observer {
             live: Live::default(),
             images: Images::default(),
             processes: Processes::default(),
-            names: Names::new(hide)?,
+            names,
             unwinding: Unwinding::new()?,
             publisher: None,
             began_ns: monotonic_ns(),

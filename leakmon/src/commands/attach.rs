@@ -1,13 +1,21 @@
 //! `leakmon attach`: watches running processes for a while.
 
 use super::{Destination, Exit, observation, settings};
-use crate::{cli::AttachArgs, daemon::Observer};
+use crate::{
+    cli::AttachArgs,
+    daemon::{Observer, Watchable},
+    kernel::host::require_capabilities,
+    symbols::hidden::HideTable,
+};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
+    HideTable::new(args.observe.hide.iter().cloned())?;
+    require_capabilities()?;
+    let watchable = Watchable::find(&args.exe, &args.pid)?;
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
-    observer.watch_all(&args.exe, &args.pid).await?;
+    observer.watch_all(watchable).await?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;
     tracing::info!("attached {} probe sites", observer.attached_sites());

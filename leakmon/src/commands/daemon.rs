@@ -4,12 +4,12 @@ use super::{Exit, say};
 use crate::{
     cli::DaemonArgs,
     config::Config,
-    daemon::Observer,
+    daemon::{Observer, Watchable},
     export::{
         http::{self, Limits, Source},
         snapshot::{Heartbeat, Snapshot},
     },
-    kernel::detach,
+    kernel::{detach, host::require_capabilities},
 };
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -22,6 +22,8 @@ use tokio::{
 
 pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let config = Config::from_args(&args)?;
+    require_capabilities()?;
+    let watchable = Watchable::find(&config.exes, &config.pids)?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;
     let listener = TcpListener::bind(config.listen).await.with_context(|| {
@@ -38,7 +40,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let (stop, stopped) = oneshot::channel();
     let server = start_server(listener, source.clone(), stopped)?;
     let mut observer = Observer::new(config.settings(), &config.hide)?;
-    observer.watch_all(&config.exes, &config.pids).await?;
+    observer.watch_all(watchable).await?;
     observer.publish_to(source, config.interval);
     say(&format!("serving http://{address}"));
     observer

@@ -109,6 +109,12 @@ impl Images {
         self.0.push(image);
     }
 
+    /// Whether there is none.
+    #[must_use]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Image> {
         self.0.iter()

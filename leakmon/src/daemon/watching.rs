@@ -10,7 +10,6 @@ use crate::{
 use anyhow::Context;
 use leakmon_ebpf::abi::{FOLLOW, HOLD};
 use std::{
-    collections::VecDeque,
     fs::File,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
@@ -20,6 +19,55 @@ use tokio::time::timeout;
 
 /// How long an attach waits for unwind tables; what has none by then is walked as far as is known.
 const TABLES_WAIT: Duration = Duration::from_secs(10);
+
+/// What can be watched, found out before anything is attached.
+#[derive(Debug, Default)]
+pub struct Watchable {
+    executables: Vec<(ProbePlan, File)>,
+    processes: Vec<(u32, ProbePlan, File)>,
+    /// Processes, and executables (`None`), that can't be.
+    refused: Vec<(Option<u32>, anyhow::Error)>,
+}
+
+impl Watchable {
+    /// Looks at executables, and at processes by their number.
+    ///
+    /// # Errors
+    /// The first reason, where nothing at all can be watched.
+    pub fn find(exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<Self> {
+        let mut found = Self::default();
+        for exe in exes {
+            match executable(exe) {
+                Ok(executable) => found.executables.push(executable),
+                Err(error) => found.refused.push((None, error)),
+            }
+        }
+        for tgid in tgids {
+            match process(*tgid) {
+                Ok((plan, file)) => found.processes.push((*tgid, plan, file)),
+                Err(error) => found.refused.push((Some(*tgid), error)),
+            }
+        }
+        if found.executables.is_empty() && found.processes.is_empty() && !found.refused.is_empty() {
+            return Err(found.refused.swap_remove(0).1);
+        }
+        Ok(found)
+    }
+}
+
+fn executable(exe: &Path) -> anyhow::Result<(ProbePlan, File)> {
+    let plan = targets::analyse(exe)?;
+    let file = File::open(exe).with_context(|| format!("{}: can't be read", exe.display()))?;
+    Ok((plan, file))
+}
+
+fn process(tgid: u32) -> anyhow::Result<(ProbePlan, File)> {
+    let image = ProcessImage::open(tgid)?;
+    let mut plan = targets::analyse(Path::new(&format!("/proc/self/fd/{}", image.file.as_raw_fd())))
+        .map_err(|error| error.of_process(tgid, &image.path))?;
+    plan.path = image.path;
+    Ok((plan, image.file))
+}
 
 impl Observer {
     /// Attaches an image. `every_process` makes all its processes targets, not only the watched ones.
@@ -55,41 +103,47 @@ impl Observer {
         Ok(())
     }
 
-    /// Watches executables with all their processes, and processes by number. What can't be watched is reported.
+    /// Watches what was found.
     ///
     /// # Errors
     /// The first reason, where nothing at all can be watched.
-    pub async fn watch_all(&mut self, exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<()> {
-        let mut failures = VecDeque::new();
-        for exe in exes {
-            if let Err(error) = self.watch_executable(exe).await {
-                failures.push_back(error);
+    pub async fn watch_all(&mut self, watchable: Watchable) -> anyhow::Result<()> {
+        let Watchable {
+            executables,
+            processes,
+            refused,
+        } = watchable;
+        for (tgid, error) in refused {
+            match tgid {
+                Some(tgid) => self.processes.refuse(tgid, &error),
+                None => tracing::warn!("{error:#}"),
             }
         }
-        for tgid in tgids {
-            if let Err(error) = self.watch_process(*tgid).await {
-                self.processes.refuse(*tgid, &error);
-                failures.push_back(error);
+        let mut failure = None;
+        for (plan, file) in executables {
+            failure = self.watch_executable(plan, file).await.err().or(failure);
+        }
+        for (tgid, plan, file) in processes {
+            if let Err(error) = self.watch_process(tgid, plan, file).await {
+                self.processes.refuse(tgid, &error);
+                failure.get_or_insert(error);
             }
         }
-        if failures.len() == exes.len() + tgids.len()
-            && let Some(first) = failures.pop_front()
-        {
-            return Err(first);
+        match failure {
+            Some(error) if self.images.is_empty() => Err(error),
+            Some(error) => {
+                tracing::warn!("{error:#}");
+                Ok(())
+            }
+            None => Ok(()),
         }
-        for error in failures {
-            tracing::warn!("{error:#}");
-        }
-        Ok(())
     }
 
-    async fn watch_executable(&mut self, exe: &Path) -> anyhow::Result<()> {
-        let plan = targets::analyse(exe)?;
-        let file = File::open(exe).with_context(|| format!("{}: can't be read", exe.display()))?;
-        let (device, inode) = (plan.image.device, plan.image.inode);
+    async fn watch_executable(&mut self, plan: ProbePlan, file: File) -> anyhow::Result<()> {
+        let identity = (plan.image.device, plan.image.inode);
         for tgid in targets::processes::tgids().unwrap_or_default() {
             // One that vanishes, or that may not be looked at, is not ours.
-            if ProcessImage::open(tgid).is_ok_and(|image| (image.device, image.inode) == (device, inode)) {
+            if ProcessImage::open(tgid).is_ok_and(|image| (image.device, image.inode) == identity) {
                 self.begin(tgid);
             }
         }
@@ -97,19 +151,13 @@ impl Observer {
         self.add_image(plan, file, true)
     }
 
-    async fn watch_process(&mut self, tgid: u32) -> anyhow::Result<()> {
-        let image = ProcessImage::open(tgid)?;
-        if self.images.of_file(image.device, image.inode).is_none() {
-            let mut plan = targets::analyse(Path::new(&format!("/proc/self/fd/{}", image.file.as_raw_fd())))
-                .map_err(|error| error.of_process(tgid, &image.path))?;
-            plan.path = image.path;
-            self.begin(tgid);
-            self.prepare().await;
-            self.add_image(plan, image.file, false)?;
-        }
-        self.kernel.watch(tgid, 0)?;
+    async fn watch_process(&mut self, tgid: u32, plan: ProbePlan, file: File) -> anyhow::Result<()> {
         self.begin(tgid);
-        Ok(())
+        self.prepare().await;
+        if self.images.of_file(plan.image.device, plan.image.inode).is_none() {
+            self.add_image(plan, file, false)?;
+        }
+        Ok(self.kernel.watch(tgid, 0)?)
     }
 
     /// Waits, within a bound, until the unwind tables of all known mappings are loaded, so that the first stacks are whole.

@@ -50,7 +50,10 @@ pub enum Finding {
 }
 
 /// Refuses a process that can't attach probes, before anything else is tried.
-pub(super) fn require_capabilities() -> Result<(), KernelError> {
+///
+/// # Errors
+/// [`KernelError::Capability`].
+pub fn require_capabilities() -> Result<(), KernelError> {
     let effective = effective_capabilities();
     // Unknown: let the kernel decide.
     if effective.is_none_or(|effective| effective >> SYS_ADMIN & 1 != 0) {
