@@ -86,6 +86,9 @@ pub struct ObserveArgs {
     /// Attaches programs that do nothing: what the probes alone cost
     #[arg(long, hide = true)]
     pub empty_programs: bool,
+    /// Records what the kernel tells, for a replay
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub record: Option<PathBuf>,
     /// Lets the BPF programs log
     #[arg(long, hide = true)]
     pub debug_programs: bool,

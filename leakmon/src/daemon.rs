@@ -17,15 +17,16 @@ pub use watching::Watchable;
 
 use crate::{
     export::report::Report,
-    kernel::{Kernel, Settings, clock::monotonic_ns, event::Event, ring::EventRing},
+    kernel::{Kernel, Settings, clock::monotonic_ns, event::Event, recording::Recorder, ring::EventRing},
     live::{Live, StackKey},
 };
+use anyhow::Context;
 use images::Images;
 use leakmon_ebpf::abi::{Loss, TargetId};
 use names::Names;
 use processes::Processes;
 use publication::Publisher;
-use std::{pin::pin, time::Duration};
+use std::{path::Path, pin::pin, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use unwinding::Unwinding;
 
@@ -85,6 +86,16 @@ impl Observer {
             held: Vec::new(),
             dropped_events: 0,
         })
+    }
+
+    /// Records what the kernel tells from now on, for a replay.
+    ///
+    /// # Errors
+    /// The file can't be made.
+    pub fn record(&mut self, path: &Path) -> anyhow::Result<()> {
+        let recorder = Recorder::create(path).with_context(|| format!("{}: can't be written", path.display()))?;
+        self.ring.record(recorder);
+        Ok(())
     }
 
     /// Runs the loop until `until` is done, or until all watched processes have ended where `until_all_gone` says so.
@@ -208,7 +219,11 @@ impl Observer {
 
     fn read(&mut self, sweep: Option<u64>) {
         let now_ns = monotonic_ns();
-        self.live.read(&self.kernel.counts(), sweep, now_ns);
+        let counts = self.kernel.counts();
+        if let Some(recorder) = self.ring.recorder() {
+            recorder.reading(&counts, sweep, now_ns);
+        }
+        self.live.read(&counts, sweep, now_ns);
         let targets: Vec<TargetId> = self.live.targets().map(|(target, _)| target).collect();
         for target in targets {
             if let Some(totals) = self.kernel.totals(target) {

@@ -15,6 +15,9 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
     require_capabilities()?;
     let watchable = Watchable::find(&args.exe, &args.pid)?;
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
+    if let Some(path) = &args.observe.record {
+        observer.record(path)?;
+    }
     observer.watch_all(watchable).await?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;

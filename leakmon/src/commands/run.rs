@@ -47,6 +47,9 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     let program = find(name)?;
     let (plan, file) = analyse(&program)?;
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
+    if let Some(path) = &args.observe.record {
+        observer.record(path)?;
+    }
     observer.add_image(plan, file, false)?;
     let mut signals = listen()?;
     let mut command = Command::new(&program);

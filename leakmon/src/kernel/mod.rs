@@ -11,6 +11,7 @@ pub mod event;
 pub mod host;
 pub mod load;
 pub mod object;
+pub mod recording;
 pub mod ring;
 pub mod tables;
 pub mod unwind;

@@ -2,7 +2,7 @@
 //!
 //! In: the BPF programs' records. Out: [`Event`]s, a bounded number at a time, so that a flood can't starve the caller's loop.
 
-use super::{event::Event, load::KernelError};
+use super::{event::Event, load::KernelError, recording::Recorder};
 use aya::maps::{MapData, RingBuf};
 use std::os::fd::AsFd;
 use tokio::io::{Interest, unix::AsyncFd};
@@ -15,6 +15,7 @@ pub struct EventRing {
     ring: AsyncFd<Ring>,
     /// Records that were no event of this version.
     unknown: u64,
+    recorder: Option<Recorder>,
 }
 
 struct Ring(RingBuf<MapData>);
@@ -30,7 +31,11 @@ impl EventRing {
         // SAFETY: the ring owns its map's descriptor and returns the same one until it is dropped.
         let registered = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) };
         let ring = registered.map_err(|error| KernelError::Ring(error.into()))?;
-        Ok(Self { ring, unknown: 0 })
+        Ok(Self {
+            ring,
+            unknown: 0,
+            recorder: None,
+        })
     }
 
     /// Waits until there is something to read. Safe to drop half-way.
@@ -49,12 +54,25 @@ impl EventRing {
             let Some(bytes) = ring.next() else {
                 return true;
             };
+            if let Some(recorder) = &mut self.recorder {
+                recorder.event(&bytes);
+            }
             match Event::parse(&bytes) {
                 Some(event) => take(event),
                 None => self.unknown += 1,
             }
         }
         false
+    }
+
+    /// Records all that is read from now on.
+    pub fn record(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
+    }
+
+    /// The recording, where there is one.
+    pub fn recorder(&mut self) -> Option<&mut Recorder> {
+        self.recorder.as_mut()
     }
 
     /// How many records were no event of this version.
