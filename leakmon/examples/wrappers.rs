@@ -110,7 +110,7 @@ async fn call_upstream(server: SocketAddr, count: usize, _presence: Presence) ->
             .map_err(io::Error::other)?;
         std::mem::forget(client);
     }
-    pending().await;
+    pending().await
 }
 
 /// An executor of hyper's that is given futures by hand.
@@ -120,11 +120,11 @@ async fn refresh_caches(count: usize, _presence: Presence) {
         hyper::rt::Executor::execute(&executor, executed(EXECUTED.enter()));
         yield_now().await;
     }
-    pending().await;
+    pending::<()>().await;
 }
 
 async fn executed(_presence: Presence) {
-    pending().await;
+    pending::<()>().await;
 }
 
 async fn collect_pages(count: usize, _presence: Presence) {
@@ -137,13 +137,13 @@ async fn collect_pages(count: usize, _presence: Presence) {
 }
 
 async fn page(_presence: Presence) {
-    pending().await;
+    pending::<()>().await;
 }
 
 async fn poll_feeds(count: usize, _presence: Presence) {
     let mut feeds: FuturesUnordered<_> = (0..count).map(|_| read_feed()).collect();
     while feeds.next().await.is_some() {}
-    pending().await;
+    pending::<()>().await;
 }
 
 /// One of many futures in one task.
@@ -154,7 +154,7 @@ async fn read_feed() {
 }
 
 async fn entry(_presence: Presence) {
-    pending().await;
+    pending::<()>().await;
 }
 
 async fn track_jobs(count: usize, _presence: Presence) {
@@ -168,7 +168,7 @@ async fn track_jobs(count: usize, _presence: Presence) {
 }
 
 async fn job(_presence: Presence) {
-    pending().await;
+    pending::<()>().await;
 }
 
 async fn open_sessions(count: usize, _presence: Presence) {
@@ -176,11 +176,11 @@ async fn open_sessions(count: usize, _presence: Presence) {
         spawn_named("session", session(SESSION.enter()));
         yield_now().await;
     }
-    pending().await;
+    pending::<()>().await;
 }
 
 async fn session(_presence: Presence) {
-    pending().await;
+    pending::<()>().await;
 }
 
 /// What people write around `tokio::spawn`: every task is spawned here, and nobody wants to read that.
