@@ -102,3 +102,84 @@ fn write_site(out: &mut String, site: &ProbeSite) -> std::fmt::Result {
         clean(&site.instruction),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::targets::plan::ImageId;
+
+    fn sample() -> ProbePlan {
+        let task_type = |names: &[&str], kind, runtime_owned| TaskType {
+            vtable: 0x9000,
+            kind,
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            runtime_owned,
+            trailer_offset: 0x50,
+            scheduler_offset: 0x20,
+            id_offset: 0x28,
+        };
+        let site = |role, register, condition, task_type, cheap| ProbeSite {
+            role,
+            file_offset: 0x1234,
+            address: 0x5234,
+            register,
+            condition,
+            task_type,
+            bytes: vec![0x74, 1],
+            instruction: "je 5237h".to_owned(),
+            cheap,
+        };
+        ProbePlan {
+            image: ImageId {
+                device: 1,
+                inode: 2,
+                build_id: "ab".to_owned(),
+            },
+            path: "/srv/a\u{1b}[2Jpp".into(),
+            entry_file_offset: None,
+            runtime: "tokio",
+            runtime_version: Some("1.54.1".to_owned()),
+            task_types: vec![
+                task_type(&["app::run::{{closure}}"], Kind::Task, false),
+                task_type(&["a", "b", "c", "d", "e", "f"], Kind::Local, false),
+                task_type(&["w\n"], Kind::Blocking, true),
+                task_type(&[], Kind::Task, false),
+            ],
+            sites: vec![
+                site(Role::Birth, 0, Condition::ZeroClear, Some(0), true),
+                site(Role::Birth, 15, Condition::Always, None, false),
+                site(Role::End, 7, Condition::ZeroSet, None, true),
+            ],
+            problems: vec!["Nothing\u{7} works.".to_owned()],
+        }
+    }
+
+    #[test]
+    fn a_plan_is_shown_whole_and_harmless() {
+        let text = render(&sample());
+        for expected in [
+            "/srv/a\\u{1b}[2Jpp\n",
+            "runtime   tokio 1.54.1\n",
+            "build id  ab\n",
+            "4 task types\n",
+            "task      app::run::{{closure}}\n",
+            "local     one of a | b | c | d | 2 more\n",
+            "blocking  w\\n (the runtime's own)\n",
+            "(no name)\n",
+            "2 birth sites\n",
+            "#0      0x00005234  file 0x00001234  cheap  je 5237h                     rax if not ZF\n",
+            "several 0x00005234  file 0x00001234  slow   je 5237h                     r15\n",
+            "1 completion sites\n",
+            "rdi if ZF\n",
+            "2 of 3 sites are cheap\n",
+            "problem: Nothing\\u{7} works.\n",
+        ] {
+            assert!(text.contains(expected), "{expected:?} in {text}");
+        }
+        assert!(
+            !text
+                .chars()
+                .any(|character| character.is_control() && character != '\n')
+        );
+    }
+}

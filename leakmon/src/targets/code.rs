@@ -8,7 +8,7 @@ use leakmon_ebpf::abi::{Condition, Role};
 use std::{collections::BTreeSet, ops::Range};
 
 /// Functions larger than this are not decoded. The largest seen in real programs is below 200 KiB.
-const FUNCTION_BYTES_MAX: u64 = 4 << 20;
+const FUNCTION_BYTES_MAX: u64 = 1 << 20;
 
 /// A decoded function.
 #[derive(Debug, Default)]
@@ -29,7 +29,8 @@ impl Function {
         if range.end.checked_sub(range.start)? > FUNCTION_BYTES_MAX || !image.is_code(range.start) {
             return None;
         }
-        Some(Self::from_bytes(image.bytes(range.clone())?, range.start))
+        let function = Self::from_bytes(image.bytes(range.clone())?, range.start);
+        image.pay(function.instructions.len()).then_some(function)
     }
 
     /// Decodes `bytes` as code at `address`.
@@ -146,6 +147,9 @@ pub(super) fn site(
     let bytes = image
         .bytes(address..address.checked_add(instruction.len() as u64)?)?
         .to_vec();
+    if !is_probeable(instruction) {
+        return None;
+    }
     let mut text = String::new();
     FastFormatter::new().format(instruction, &mut text);
     Some(ProbeSite {
@@ -159,4 +163,71 @@ pub(super) fn site(
         bytes,
         instruction: text,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cheap_is_what_the_kernel_emulates() {
+        for (bytes, cheap) in [
+            (&[0x55][..], true),                // push rbp
+            (&[0x41, 0x57], true),              // push r15
+            (&[0x48, 0x55], false),             // push rbp with REX.W
+            (&[0x66, 0x55], false),             // push bp
+            (&[0x68, 1, 0, 0, 0], false),       // push 1
+            (&[0xe8, 0, 0, 0, 0], true),        // call
+            (&[0xe9, 0, 0, 0, 0], true),        // jmp
+            (&[0xeb, 0], true),                 // jmp short
+            (&[0x74, 0], true),                 // je short
+            (&[0x0f, 0x85, 0, 0, 0, 0], true),  // jne
+            (&[0x66, 0xe9, 0, 0, 0, 0], false), // a prefix
+            (&[0x2e, 0x74, 0], false),          // branch hint
+            (&[0xe3, 0], false),                // jrcxz
+            (&[0x90], true),                    // nop
+            (&[0x66, 0x90], false),             // xchg ax, ax
+            (&[0xff, 0xd0], false),             // call rax
+            (&[0xff, 0x15, 0, 0, 0, 0], false), // call [rip]
+            (&[0xc3], false),                   // ret
+            (&[0x48, 0x89, 0xc7], false),       // mov rdi, rax
+            (&[], false),
+        ] {
+            assert_eq!(is_cheap(bytes), cheap, "{bytes:x?}");
+        }
+    }
+
+    #[test]
+    fn null_tests_are_recognised_on_whole_registers_only() {
+        for (bytes, tested) in [
+            (&[0x48, 0x85, 0xc0][..], Some(Register::RAX)),   // test rax, rax
+            (&[0x4d, 0x85, 0xf6], Some(Register::R14)),       // test r14, r14
+            (&[0x48, 0x83, 0xfb, 0x00], Some(Register::RBX)), // cmp rbx, 0
+            (&[0x48, 0x83, 0xfb, 0x01], None),                // cmp rbx, 1
+            (&[0x85, 0xc0], None),                            // test eax, eax
+            (&[0x48, 0x85, 0xc8], None),                      // test rax, rcx
+        ] {
+            let function = Function::from_bytes(bytes, 0x1000);
+            assert_eq!(null_tested(&function.instructions[0]), tested, "{bytes:x?}");
+        }
+    }
+
+    #[test]
+    fn a_function_at_the_bound_is_decoded_and_one_above_is_not() {
+        for (length, decoded) in [(FUNCTION_BYTES_MAX, true), (FUNCTION_BYTES_MAX + 1, false)] {
+            let code = vec![0x90; length as usize];
+            let image = Image::of_code(0x1000, &code, &[]);
+            assert_eq!(Function::around(&image, 0x1000).is_some(), decoded);
+        }
+    }
+
+    #[test]
+    fn work_beyond_what_is_paid_for_is_not_done() {
+        let code = [0x90; 8];
+        let image = Image::of_code(0x1000, &code, &[]).with_effort(9);
+        assert!(Function::around(&image, 0x1003).is_some());
+        assert!(image.is_searched());
+        assert!(Function::around(&image, 0x1003).is_none());
+        assert!(!image.is_searched());
+    }
 }

@@ -115,6 +115,9 @@ impl<'a> Flow<'a> {
                 continue;
             };
             let range = self.block_range(block);
+            if !self.image.pay(range.len()) {
+                return Err(Unsettled::TooLong);
+            }
             for instruction in &self.function.instructions[range.clone()] {
                 self.step(&mut state, instruction, &mut info);
                 if instruction.flow_control() == FlowControl::IndirectBranch && frame.is_none() {
@@ -186,10 +189,13 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// The state before one instruction.
+    /// The state before one instruction. `None` where it is not reached.
     pub(super) fn state_at(&self, index: usize) -> Option<State> {
         let block = self.blocks.partition_point(|first| *first <= index).checked_sub(1)?;
         let mut state = self.entry_states.get(block)?.clone()?;
+        if !self.image.pay(index - self.blocks[block]) {
+            return None;
+        }
         let mut info = InstructionInfoFactory::new();
         for instruction in self.function.instructions.get(self.blocks[block]..index)? {
             self.step(&mut state, instruction, &mut info);

@@ -13,7 +13,7 @@ use object::{
         elf::{FileHeader, ProgramHeader, Rela, SectionHeader, SectionTable, Sym},
     },
 };
-use std::ops::Range;
+use std::{cell::Cell, ops::Range};
 
 /// Most relocated words; an 839 MB binary has about 1.5 million.
 const WORDS_MAX: usize = 1 << 22;
@@ -21,6 +21,9 @@ const WORDS_MAX: usize = 1 << 22;
 const FUNCTIONS_MAX: usize = 1 << 22;
 /// Most function symbols.
 const SYMBOLS_MAX: usize = 1 << 22;
+/// Instructions that are decoded or followed for one image, all searches together: some seconds. A program with 53 task types takes
+/// 0.3 million (release) to 1.5 million (dev).
+const EFFORT_MAX: u64 = 1 << 26;
 /// Most loadable segments; linkers make four or five.
 const SEGMENTS_MAX: usize = 64;
 
@@ -92,6 +95,8 @@ pub(super) struct Image<'data> {
     pub(super) entry: Option<u64>,
     /// Lower-case hexadecimal, empty where there is none.
     pub(super) build_id: String,
+    /// Instructions that may still be decoded or followed.
+    effort: Cell<u64>,
 }
 
 impl<'data> Image<'data> {
@@ -102,6 +107,7 @@ impl<'data> Image<'data> {
         let mut image = Self {
             position_independent: header.e_type(endian) == elf::ET_DYN,
             entry: Some(header.e_entry(endian)).filter(|entry| *entry != 0),
+            effort: Cell::new(EFFORT_MAX),
             ..Self::default()
         };
         image.load_segments(header, data)?;
@@ -291,6 +297,18 @@ impl<'data> Image<'data> {
         segment.file_offset.checked_add(address - segment.address)
     }
 
+    /// Pays for the work on so many instructions. False where a hostile image has used up what one image may cost.
+    pub(super) fn pay(&self, instructions: usize) -> bool {
+        let left = self.effort.get().saturating_sub(instructions as u64);
+        self.effort.set(left);
+        left > 0
+    }
+
+    /// Whether all searches of this image ran to their end.
+    pub(super) fn is_searched(&self) -> bool {
+        self.effort.get() > 0
+    }
+
     /// Whether `.eh_frame` named any function.
     pub(super) fn has_functions(&self) -> bool {
         !self.functions.is_empty()
@@ -366,4 +384,30 @@ fn build_id<'data, R: ReadRef<'data>>(sections: &SectionTable<'data, Header, R>,
         }
     }
     String::new()
+}
+
+#[cfg(test)]
+impl<'data> Image<'data> {
+    /// One function at `address`, and relocated words.
+    pub(super) fn of_code(address: u64, code: &'data [u8], words: &[(u64, u64)]) -> Self {
+        Self {
+            segments: vec![Segment {
+                address,
+                file_offset: 0x40,
+                data: code,
+                executable: true,
+            }],
+            words: words.to_vec(),
+            functions: std::iter::once(address..address + code.len() as u64).collect(),
+            position_independent: true,
+            effort: Cell::new(EFFORT_MAX),
+            ..Self::default()
+        }
+    }
+
+    /// The same with less effort left.
+    pub(super) fn with_effort(self, instructions: u64) -> Self {
+        self.effort.set(instructions);
+        self
+    }
 }

@@ -270,3 +270,6 @@ fn architecture_name(machine: u16) -> String {
     };
     name.to_owned()
 }
+
+#[cfg(test)]
+mod tests;

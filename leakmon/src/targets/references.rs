@@ -52,3 +52,40 @@ fn hash(address: u64) -> usize {
     // Vtables are multiples of 8, functions mostly of 16.
     ((address >> 3) & ((1 << FILTER_BITS) - 1)) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn agrees_with_trying_every_place(
+            code in proptest::collection::vec(0_u8..4, 0..200),
+            targets in proptest::collection::vec(0x1000_u64..0x0500_0000, 0..20),
+            near in proptest::collection::vec(0x0f00_u64..0x1200, 0..20),
+        ) {
+            let image = Image::of_code(0x1000, &code, &[]);
+            let targets: Vec<u64> = targets.into_iter().chain(near).collect();
+            let mut naive = Vec::new();
+            for index in 0..code.len().saturating_sub(3) {
+                let distance = i32::from_le_bytes(code[index..index + 4].try_into().unwrap());
+                let place = 0x1000 + index as u64;
+                let target = (place as i64 + 4 + i64::from(distance)) as u64;
+                if targets.contains(&target) {
+                    naive.push(Reference { place, target });
+                }
+            }
+            prop_assert_eq!(references(&image, &targets), naive);
+        }
+    }
+
+    #[test]
+    fn places_are_bounded() {
+        // Distances of zero: each place leads to its own end.
+        let code = vec![0; PLACES_MAX + 100];
+        let image = Image::of_code(0x1000, &code, &[]);
+        let targets: Vec<u64> = (0..code.len() as u64).map(|index| 0x1004 + index).collect();
+        assert_eq!(references(&image, &targets).len(), PLACES_MAX);
+    }
+}

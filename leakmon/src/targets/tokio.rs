@@ -95,6 +95,11 @@ fn plan(image: &Image<'_>, shape: &Shape, vtables: &[Vtable], births: Vec<Birth>
         );
     }
     planned.sites.extend(ends);
+    if !image.is_searched() {
+        planned
+            .problems
+            .push("The code is too intricate to be searched to its end: some sites may be missing.".into());
+    }
     let told = planned.problems.len();
     if told > PROBLEMS_MAX {
         planned.problems.truncate(PROBLEMS_MAX);

@@ -21,9 +21,6 @@ use std::{
     ops::Range,
 };
 
-/// The trailer is a list's two pointers, a waker (two words), and with hooks two words more; older and unstable ones differ.
-/// Source: `Trailer` in `runtime/task/core.rs`, tokio 1.23.1 (0x20), 1.54.1 (0x30).
-const TRAILER_BYTES: std::ops::RangeInclusive<u64> = 0x10..=0x48;
 /// Alignment of `Cell`: that of its fields, and a cache line's or two since 1.29 (`runtime/task/core.rs`); futures may ask more.
 const ALIGNMENTS: std::ops::RangeInclusive<u64> = 8..=4096;
 /// What a cell's size is rounded up to where the alignment does not show.
@@ -49,10 +46,12 @@ pub(super) fn find(image: &Image<'_>, shape: &Shape, vtables: &[Vtable]) -> Vec<
         .map(|vtable| (vtable.address, vtable.trailer_offset))
         .collect();
     let addresses: Vec<u64> = sizes.keys().copied().collect();
+    let trailers = sizes.values().copied().collect();
     let mut search = Search {
         image,
         shape,
         sizes,
+        trailers,
         accessors: BTreeMap::new(),
     };
     let mut functions = functions_naming(image, &addresses);
@@ -85,6 +84,8 @@ struct Search<'a> {
     shape: &'a Shape,
     /// Trailer offset by vtable address.
     sizes: BTreeMap<u64, u64>,
+    /// All trailer offsets.
+    trailers: BTreeSet<u64>,
     /// `raw::vtable` of an unoptimised build: function address to vtable address.
     accessors: BTreeMap<u64, u64>,
 }
@@ -98,8 +99,8 @@ struct Deeds {
     stored: Vec<(usize, u64)>,
     /// It is stored into memory that is not the stack's: register of the header, and its value.
     placed: Vec<(usize, u64, u8, Value)>,
-    /// Calls that could allocate a task: for which trailer offsets is asked again.
-    allocations: Vec<(usize, Allocation)>,
+    /// Calls that could allocate a task.
+    allocations: BTreeMap<usize, Allocation>,
 }
 
 /// An allocation with known arguments.
@@ -112,10 +113,11 @@ struct Allocation {
 
 impl Allocation {
     /// Whether it is for a `Cell` whose trailer begins at this offset.
-    fn fits(self, trailer_offset: u64) -> bool {
+    fn fits(self, trailer_offset: u64, shape: &Shape) -> bool {
         let fits = |alignment: u64| {
-            TRAILER_BYTES
-                .step_by(8)
+            shape
+                .trailer_bytes
+                .iter()
                 .any(|trailer| (trailer_offset + trailer).next_multiple_of(alignment) == self.bytes)
         };
         match self.alignment {
@@ -163,7 +165,7 @@ impl Search<'_> {
         let calls =
             |instruction: &Instruction, target: Option<u64>, state: &State| self.call(instruction, target, state);
         let Some(flow) = Flow::through(self.image, &function, &calls) else {
-            return Vec::new();
+            return self.unfollowed(&function);
         };
         let deeds = self.deeds(&function, &flow);
         let vtables: BTreeSet<u64> = deeds.taken.iter().map(|(_, vtable)| *vtable).collect();
@@ -171,6 +173,24 @@ impl Search<'_> {
             .into_iter()
             .flat_map(|vtable| self.births_of(vtable, &function, &flow, &deeds))
             .collect()
+    }
+
+    /// What is said of a function whose values could not be followed.
+    fn unfollowed(&self, function: &Function) -> Vec<Birth> {
+        let taken = function.instructions.iter().filter_map(|instruction| {
+            let address = instruction
+                .is_ip_rel_memory_operand()
+                .then(|| instruction.ip_rel_memory_address());
+            let called = code::branch_target(instruction).and_then(|target| self.accessors.get(&target).copied());
+            called.or(address.filter(|address| self.sizes.contains_key(address)))
+        });
+        let vtables: BTreeSet<u64> = taken.collect();
+        let site = Err("the code around it is too intricate");
+        let birth = |vtable| Birth {
+            vtable,
+            site: site.clone(),
+        };
+        vtables.into_iter().map(birth).collect()
     }
 
     fn call(&self, instruction: &Instruction, target: Option<u64>, state: &State) -> CallEffect {
@@ -183,7 +203,7 @@ impl Search<'_> {
         let Some(allocation) = allocation(state) else {
             return OPAQUE;
         };
-        if !self.sizes.values().any(|trailer| allocation.fits(*trailer)) {
+        if !self.is_any_cell(allocation) {
             return OPAQUE;
         }
         let value = Value::Allocation(instruction.ip());
@@ -200,6 +220,16 @@ impl Search<'_> {
         }
     }
 
+    /// Whether the allocation fits the cell of any of the task types.
+    fn is_any_cell(&self, allocation: Allocation) -> bool {
+        let slack = self.shape.trailer_bytes.iter().max().copied().unwrap_or_default()
+            + allocation.alignment.unwrap_or(ALIGNMENTS_USUAL[5]);
+        let smallest = allocation.bytes.saturating_sub(slack);
+        self.trailers
+            .range(smallest..=allocation.bytes)
+            .any(|trailer| allocation.fits(*trailer, self.shape))
+    }
+
     fn deeds(&self, function: &Function, flow: &Flow<'_>) -> Deeds {
         let mut deeds = Deeds::default();
         flow.visit(|index, state| {
@@ -210,7 +240,7 @@ impl Search<'_> {
                     if let Some(vtable) = target.and_then(|target| self.accessors.get(&target)) {
                         deeds.taken.push((index, *vtable));
                     } else if let Some(allocation) = allocation(state) {
-                        deeds.allocations.push((index, allocation));
+                        deeds.allocations.insert(index, allocation);
                     }
                 }
                 (_, Mnemonic::Lea) => {
@@ -260,7 +290,7 @@ impl Search<'_> {
             deeds
                 .allocations
                 .iter()
-                .any(|(at, found)| *at == index && found.fits(trailer))
+                .any(|(at, found)| *at == index && found.fits(trailer, self.shape))
         };
         let mut sites = BTreeMap::new();
         for (index, _, base, value) in deeds.placed.iter().filter(|placed| placed.1 == vtable) {
@@ -282,7 +312,7 @@ impl Search<'_> {
                 stored
             };
             for anchor in anchors {
-                let site = match nearest(flow, anchor, &fitting) {
+                let site = match self.nearest(flow, anchor, &fitting) {
                     Some(call) => self.site_after(function, flow, call),
                     None => Err("no allocation of its size follows"),
                 };
@@ -290,6 +320,26 @@ impl Search<'_> {
             }
         }
         sites.into_values().map(|site| Birth { vtable, site }).collect()
+    }
+
+    /// The allocation that fewest instructions lead to.
+    fn nearest(&self, flow: &Flow<'_>, from: usize, fitting: &dyn Fn(usize) -> bool) -> Option<usize> {
+        let mut seen = BTreeSet::from([from]);
+        let mut queue = VecDeque::from([from]);
+        while let Some(index) = queue.pop_front() {
+            if !self.image.pay(1) {
+                return None;
+            }
+            if fitting(index) {
+                return Some(index);
+            }
+            for next in flow.successors(index) {
+                if seen.insert(next) {
+                    queue.push_back(next);
+                }
+            }
+        }
+        None
     }
 
     /// The site after the allocating call at `call`: the branch of the null check, or the first cheap instruction.
@@ -407,19 +457,5 @@ fn note(sites: &mut BTreeMap<u64, Result<ProbeSite, &'static str>>, site: Result
     sites.entry(address).or_insert(site);
 }
 
-/// The allocation that fewest instructions lead to.
-fn nearest(flow: &Flow<'_>, from: usize, fitting: &dyn Fn(usize) -> bool) -> Option<usize> {
-    let mut seen = BTreeSet::from([from]);
-    let mut queue = VecDeque::from([from]);
-    while let Some(index) = queue.pop_front() {
-        if fitting(index) {
-            return Some(index);
-        }
-        for next in flow.successors(index) {
-            if seen.insert(next) {
-                queue.push_back(next);
-            }
-        }
-    }
-    None
-}
+#[cfg(test)]
+mod tests;

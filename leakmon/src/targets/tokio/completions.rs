@@ -168,3 +168,71 @@ fn returns_argument(image: &Image<'_>, address: u64, depth: usize) -> bool {
     });
     returns > 0 && same
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: u64 = 0x1000;
+
+    /// The sites in one function at [`ADDRESS`]: address, register, condition.
+    fn sites(code: &[u8]) -> Vec<(u64, u8, Condition)> {
+        let image = Image::of_code(ADDRESS, code, &[]);
+        let sites = find(&image);
+        assert!(sites.iter().all(|site| site.cheap && site.role == Role::End));
+        sites
+            .iter()
+            .map(|site| (site.address, site.register, site.condition))
+            .collect()
+    }
+
+    #[test]
+    fn the_branch_behind_a_flipping_exchange_is_a_site() {
+        // mov rcx, rax · xor rcx, 3 · lock cmpxchg [rdi], rcx · jne back
+        let release = b"\x48\x89\xc1\x48\x83\xf1\x03\xf0\x48\x0f\xb1\x0f\x75\xf2\xc3";
+        assert_eq!(sites(release), [(ADDRESS + 12, 7, Condition::ZeroSet)]);
+        // The same with rbx and r8: mov r8, rax · xor r8, 3 · lock cmpxchg [rbx], r8 · jne back
+        let other = b"\x49\x89\xc0\x49\x83\xf0\x03\xf0\x4c\x0f\xb1\x03\x75\xf2\xc3";
+        assert_eq!(sites(other), [(ADDRESS + 12, 3, Condition::ZeroSet)]);
+        // And with a register base that needs REX.B: lock cmpxchg [r14], rcx
+        let high = b"\x48\x89\xc1\x48\x83\xf1\x03\xf0\x49\x0f\xb1\x0e\x75\xf2\xc3";
+        assert_eq!(sites(high), [(ADDRESS + 12, 14, Condition::ZeroSet)]);
+    }
+
+    #[test]
+    fn what_only_resembles_it_is_none() {
+        for code in [
+            // xor rcx, 1: another transition
+            &b"\x48\x89\xc1\x48\x83\xf1\x01\xf0\x48\x0f\xb1\x0f\x75\xf2\xc3"[..],
+            // xor rdx, 3, but rcx is exchanged
+            b"\x48\x89\xc1\x48\x83\xf2\x03\xf0\x48\x0f\xb1\x0f\x75\xf2\xc3",
+            // cmpxchg [rdi+8], rcx: not the state word
+            b"\x48\x89\xc1\x48\x83\xf1\x03\xf0\x48\x0f\xb1\x4f\x08\x75\xf1\xc3",
+            // 32 bits: lock cmpxchg [rdi], ecx
+            b"\x48\x89\xc1\x48\x83\xf1\x03\xf0\x0f\xb1\x0f\x75\xf3\xc3",
+            // no lock
+            b"\x48\x89\xc1\x48\x83\xf1\x03\x48\x0f\xb1\x0f\x75\xf3\xc3",
+            // no branch behind it
+            b"\x48\x89\xc1\x48\x83\xf1\x03\xf0\x48\x0f\xb1\x0f\xc3",
+            b"",
+        ] {
+            assert_eq!(sites(code), [], "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn without_optimisation_the_call_of_fetch_xor_is_the_site() {
+        // sub rsp, 24 · mov [rsp+8], rdi · mov esi, 3 · call +0 · add rsp, 24 · ret
+        let code = b"\x48\x83\xec\x18\x48\x89\x7c\x24\x08\xbe\x03\x00\x00\x00\xe8\x00\x00\x00\x00\x48\x83\xc4\x18\xc3";
+        let mut image = Image::of_code(ADDRESS, code, &[]);
+        assert_eq!(find(&image), []);
+        let name = b"_ZN5tokio7runtime4task5state5State22transition_to_complete17h0123456789abcdefE";
+        image
+            .symbols
+            .push(super::super::super::image::FunctionSymbol { address: ADDRESS, name });
+        let sites = find(&image);
+        assert_eq!(sites.len(), 1);
+        assert_eq!((sites[0].address, sites[0].register), (ADDRESS + 14, 7));
+        assert_eq!((sites[0].condition, sites[0].cheap), (Condition::Always, true));
+    }
+}

@@ -164,6 +164,9 @@ impl Search<'_> {
             let mut found = BTreeSet::new();
             let mut next = Vec::new();
             for address in level {
+                if !self.image.pay(1) {
+                    return found;
+                }
                 let known = self.known(address);
                 found.extend(of(known));
                 for callee in &known.callees {
@@ -350,3 +353,6 @@ fn cut(mut name: String) -> String {
     }
     name
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,8 @@ pub(super) struct Shape {
     pub(super) schedule: usize,
     /// Where the pointer to the vtable is in `Header`.
     pub(super) vtable_offset: u64,
+    /// Sizes of `Trailer`.
+    pub(super) trailer_bytes: &'static [u64],
     /// Smallest `Header`.
     header_bytes: u64,
     /// Versions inspected.
@@ -38,6 +40,8 @@ pub(super) const SHAPES: [Shape; 1] = [
         poll: 0,
         schedule: 1,
         vtable_offset: 0x10,
+        // A list's two pointers and a waker of two words (1.23.1, 1.38.0), and a hook of two words more (1.54.1).
+        trailer_bytes: &[0x20, 0x30],
         header_bytes: 0x20,
         versions: "1.23 to 1.54",
     },
