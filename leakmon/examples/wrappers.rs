@@ -38,7 +38,16 @@ static PAGE: Site = Site::new("page", "task", "collect_pages");
 static ENTRY: Site = Site::new("entry", "task", "read_feed");
 static JOB: Site = Site::new("job", "task", "track_jobs");
 static SESSION: Site = Site::new("session", "task", "open_sessions");
-static SITES: [&Site; 8] = [&SCENARIO, &ANSWER, &CONNECTION, &EXECUTED, &PAGE, &ENTRY, &JOB, &SESSION];
+static SITES: [&Site; 8] = [
+    &SCENARIO,
+    &ANSWER,
+    &CONNECTION,
+    &EXECUTED,
+    &PAGE,
+    &ENTRY,
+    &JOB,
+    &SESSION,
+];
 
 /// One a function below that never returns.
 const SCENARIOS: usize = 7;
@@ -74,7 +83,9 @@ struct Visit {
 
 impl Connected<IncomingStream<'_, TcpListener>> for Visit {
     fn connect_info(_: IncomingStream<'_, TcpListener>) -> Self {
-        Self { _presence: Arc::new(ANSWER.enter()) }
+        Self {
+            _presence: Arc::new(ANSWER.enter()),
+        }
     }
 }
 
@@ -94,7 +105,9 @@ async fn call_upstream(server: SocketAddr, count: usize, _presence: Presence) ->
         // The connection's task can't own it, but lives as long.
         kept.push(CONNECTION.enter());
         let answer = client.get(url.clone()).await.map_err(io::Error::other)?;
-        axum::body::to_bytes(Body::new(answer.into_body()), 1024).await.map_err(io::Error::other)?;
+        axum::body::to_bytes(Body::new(answer.into_body()), 1024)
+            .await
+            .map_err(io::Error::other)?;
         std::mem::forget(client);
     }
     pending().await
@@ -107,11 +120,11 @@ async fn refresh_caches(count: usize, _presence: Presence) {
         hyper::rt::Executor::execute(&executor, executed(EXECUTED.enter()));
         yield_now().await;
     }
-    pending().await
+    pending::<()>().await;
 }
 
 async fn executed(_presence: Presence) {
-    pending().await
+    pending::<()>().await;
 }
 
 async fn collect_pages(count: usize, _presence: Presence) {
@@ -124,13 +137,13 @@ async fn collect_pages(count: usize, _presence: Presence) {
 }
 
 async fn page(_presence: Presence) {
-    pending().await
+    pending::<()>().await;
 }
 
 async fn poll_feeds(count: usize, _presence: Presence) {
     let mut feeds: FuturesUnordered<_> = (0..count).map(|_| read_feed()).collect();
     while feeds.next().await.is_some() {}
-    pending().await
+    pending::<()>().await;
 }
 
 /// One of many futures in one task.
@@ -141,7 +154,7 @@ async fn read_feed() {
 }
 
 async fn entry(_presence: Presence) {
-    pending().await
+    pending::<()>().await;
 }
 
 async fn track_jobs(count: usize, _presence: Presence) {
@@ -155,7 +168,7 @@ async fn track_jobs(count: usize, _presence: Presence) {
 }
 
 async fn job(_presence: Presence) {
-    pending().await
+    pending::<()>().await;
 }
 
 async fn open_sessions(count: usize, _presence: Presence) {
@@ -163,11 +176,11 @@ async fn open_sessions(count: usize, _presence: Presence) {
         spawn_named("session", session(SESSION.enter()));
         yield_now().await;
     }
-    pending().await
+    pending::<()>().await;
 }
 
 async fn session(_presence: Presence) {
-    pending().await
+    pending::<()>().await;
 }
 
 /// What people write around `tokio::spawn`: every task is spawned here, and nobody wants to read that.

@@ -213,7 +213,10 @@ pub(crate) fn leave(arguments: &Arguments, sites: &[&Site], extra: Value) -> io:
         total = total.add(counts);
         let mut row = json!({ "site": site.name, "kind": site.kind, "spawned_by": site.spawned_by });
         merge(&mut row, counts.json());
-        merge(&mut row, json!({ "spawned_at": file_offset(site.spawned_at.load(SeqCst))? }));
+        merge(
+            &mut row,
+            json!({ "spawned_at": file_offset(site.spawned_at.load(SeqCst))? }),
+        );
         truth.push(row);
     }
     let mut line = json!({ "truth": truth, "total": total.json(), "runtime_tasks": WORKERS });

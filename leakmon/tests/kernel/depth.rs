@@ -63,10 +63,16 @@ fn deep_stacks_are_complete_or_said_to_be_cut() {
             assert_eq!(stack.frames.len(), FRAMES_MAX, "{outermost}");
         } else {
             assert!(stack.frames.len() <= FRAMES_MAX);
-            assert!(["_start", "clone3", "__clone3", "clone"].contains(&outermost), "{outermost}");
+            assert!(
+                ["_start", "clone3", "__clone3", "clone"].contains(&outermost),
+                "{outermost}"
+            );
         }
     }
-    let nested: Vec<&Folded> = stacks.iter().filter(|stack| stack.levels_of("call_inwards") > 1).collect();
+    let nested: Vec<&Folded> = stacks
+        .iter()
+        .filter(|stack| stack.levels_of("call_inwards") > 1)
+        .collect();
     let [nested] = nested[..] else {
         panic!("{} stacks of nested async calls", nested.len());
     };
@@ -88,7 +94,11 @@ fn deep_stacks_are_complete_or_said_to_be_cut() {
         nested.frames.len(),
         nested.truncated
     );
-    assert_eq!(depths, (1..=complete).collect::<Vec<_>>(), "one complete stack for each depth that fits");
+    assert_eq!(
+        depths,
+        (1..=complete).collect::<Vec<_>>(),
+        "one complete stack for each depth that fits"
+    );
     assert!(complete > FRAMES_MAX / 2 && complete < RECURSION);
 }
 
@@ -112,12 +122,24 @@ fn a_cut_stack_belongs_to_the_callsite_of_its_location_and_is_counted() {
             .report
             .callsites()
             .iter()
-            .filter(|callsite| callsite["location"]["function"].as_str().unwrap_or_default().ends_with("::descend"))
+            .filter(|callsite| {
+                callsite["location"]["function"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .ends_with("::descend")
+            })
             .collect();
         let [callsite] = of_descend[..] else {
             panic!("{} callsites of one line", of_descend.len());
         };
-        let spawned = run.truth().sites().into_iter().find(|site| site.name == "bottom").unwrap().counts.spawned;
+        let spawned = run
+            .truth()
+            .sites()
+            .into_iter()
+            .find(|site| site.name == "bottom")
+            .unwrap()
+            .counts
+            .spawned;
         assert_eq!(callsite["spawned"], spawned);
     }
 }

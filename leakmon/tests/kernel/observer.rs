@@ -65,13 +65,14 @@ impl Attach {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut messages = BufReader::new(child.stderr.take().unwrap());
+        let messages = BufReader::new(child.stderr.take().unwrap());
+        let mut attach = Self { child, messages };
         let mut all = String::new();
         loop {
             let mut line = String::new();
-            assert_ne!(messages.read_line(&mut line).unwrap(), 0, "leakmon ended: {all}");
+            assert_ne!(attach.messages.read_line(&mut line).unwrap(), 0, "leakmon ended: {all}");
             if line.contains("attached") {
-                return Self { child, messages };
+                return attach;
             }
             all.push_str(&line);
         }

@@ -119,7 +119,9 @@ impl Report {
 
     /// Every stack that is shown.
     pub(crate) fn stacks(&self) -> impl Iterator<Item = &Value> {
-        self.callsites().iter().flat_map(|callsite| callsite["stacks"].as_array().unwrap())
+        self.callsites()
+            .iter()
+            .flat_map(|callsite| callsite["stacks"].as_array().unwrap())
     }
 
     /// All callsites, for a failure's message.

@@ -11,7 +11,12 @@ fn the_culprit_is_named(test: &str, site: &str, also: Option<&str>) {
     };
     let run = RUN.get_or_init(|| Run::of(&[], &victim, &[]));
     assert_eq!(run.report.task(), run.truth().total());
-    let site = run.truth().sites().into_iter().find(|known| known.name == site).unwrap();
+    let site = run
+        .truth()
+        .sites()
+        .into_iter()
+        .find(|known| known.name == site)
+        .unwrap();
     let wanted: Vec<String> = [Some(site.spawned_by.as_str()), also]
         .into_iter()
         .flatten()
@@ -24,7 +29,12 @@ fn the_culprit_is_named(test: &str, site: &str, also: Option<&str>) {
             spawned += callsite["spawned"].as_u64().unwrap();
         }
     }
-    assert_eq!(spawned, site.counts.spawned, "{wanted:?} in {:#}", run.report.locations());
+    assert_eq!(
+        spawned,
+        site.counts.spawned,
+        "{wanted:?} in {:#}",
+        run.report.locations()
+    );
 }
 
 #[test]
@@ -61,5 +71,9 @@ fn a_task_tracker_is_used_by_the_culprit() {
 
 #[test]
 fn a_spawn_function_of_the_users_is_called_by_the_culprit() {
-    the_culprit_is_named("a_spawn_function_of_the_users_is_called_by_the_culprit", "session", None);
+    the_culprit_is_named(
+        "a_spawn_function_of_the_users_is_called_by_the_culprit",
+        "session",
+        None,
+    );
 }
