@@ -95,6 +95,11 @@ const SPAWN_NAMES: [&str; 18] = [
     "try_spawn",
 ];
 
+/// Functions that poll one task, a copy for each type of future (tokio 1.54.1, `runtime/task/{raw,harness,core}.rs`,
+/// `runtime/blocking/task.rs`); their last segment is `poll`. Outside of them is code that knows nothing of the task, be it
+/// the user's `main`, and where the compiler has inlined the future, its code is in the innermost of them.
+const TASK_POLLS: [&str; 2] = ["tokio::runtime::task::", "tokio::runtime::blocking::task::"];
+
 /// Why a pattern was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HideError {
@@ -151,7 +156,8 @@ impl HideTable {
     }
 
     /// Index of the frame that is the location: the innermost of the user's code; if there is none, the innermost
-    /// outside the runtime; else the first, which is the probe site itself. 0 for an empty stack.
+    /// outside the runtime; else the one that polls the spawning task, which then has the user's code inlined; else the first,
+    /// which is the probe site itself. What is outside of the spawning task does not count. 0 for an empty stack.
     #[must_use]
     pub fn location(&self, frames: &[ResolvedFrame]) -> usize {
         let site_image = frames.first().and_then(|frame| frame.image.as_deref());
@@ -168,6 +174,7 @@ impl HideTable {
                 Owner::User if is_spawn_wrapper(function) => spawner = spawner.or(Some(index)),
                 Owner::User => return index,
                 Owner::Wrapper => wrapper = wrapper.or(Some(index)),
+                Owner::Runtime if polls_a_task(function) => return spawner.or(wrapper).unwrap_or(index),
                 Owner::Runtime => {}
             }
         }
@@ -215,6 +222,13 @@ fn is_spawn_wrapper(name: &str) -> bool {
         SPAWN_NAMES.contains(&last.unwrap_or_default())
             || path.starts_with("hyper::rt::") && path.contains("::Executor::execute")
     })
+}
+
+/// Whether a function of the runtime's is one of those that poll a task.
+fn polls_a_task(name: &str) -> bool {
+    let of_a_task =
+        |path: &String| TASK_POLLS.iter().any(|module| path.starts_with(module)) && path.ends_with("::poll");
+    name.ends_with("::poll") && defining_paths(name, 0).iter().any(of_a_task)
 }
 
 /// The paths, without generic arguments, whose crates may have defined a function: of its own path, or of the type

@@ -224,11 +224,60 @@ const STACKS: &[(&str, &[&str], usize)] = &[
         1,
     ),
     (
-        "only the runtime",
-        &["tokio::task::spawn::spawn", "std::rt::lang_start"],
-        0,
+        "a future inlined where it is polled",
+        &[
+            "tokio::runtime::task::core::Cell<T,S>::new",
+            "tokio::task::spawn::spawn",
+        ],
+        2,
     ),
-    ("no names", &["", "", ""], 0),
+    (
+        "such a task of a current-thread runtime",
+        &[
+            "tokio::task::spawn::spawn",
+            "tokio::runtime::task::raw::poll",
+            "tokio::runtime::context::scoped::Scoped<T>::set",
+            "app::main",
+        ],
+        1,
+    ),
+    (
+        "such a task in a task of its own runtime",
+        &[
+            "tokio::task::spawn::spawn",
+            "<tokio::runtime::task::harness::Harness<app::Job, S>>::poll",
+            "app::run_locally",
+        ],
+        1,
+    ),
+    (
+        "an inlined blocking closure",
+        &[
+            "tokio::task::spawn::spawn",
+            "<tokio::runtime::blocking::task::BlockingTask<T> as core::future::future::Future>::poll",
+        ],
+        1,
+    ),
+    (
+        "a wrapper in a task",
+        &[
+            "tokio::task::spawn::spawn",
+            "app::spawn_named",
+            "tokio::runtime::task::raw::poll",
+            "app::main",
+        ],
+        1,
+    ),
+    (
+        "a future of the runtime's that is no task",
+        &[
+            "tokio::task::spawn::spawn",
+            "<tokio::task::local::RunUntil<T> as core::future::future::Future>::poll",
+            "app::main",
+        ],
+        2,
+    ),
+    ("no names in the task", &["", "", ""], 3),
     (
         "a C caller in the same file",
         &["tokio::task::spawn::spawn", "on_message", "app::main"],
@@ -248,6 +297,9 @@ fn the_location_is_the_innermost_frame_of_the_user() {
         let functions = [inner, &POLLED[..]].concat();
         assert_eq!(table(&[]).location(&stack(&functions)), *index, "{case}");
     }
+    let bare = stack(&["tokio::task::spawn::spawn", "std::rt::lang_start"]);
+    assert_eq!(table(&[]).location(&bare), 0);
+    assert_eq!(table(&[]).location(&stack(&["", "", ""])), 0);
     assert_eq!(table(&[]).location(&[]), 0);
 }
 
