@@ -2,6 +2,7 @@
 //!
 //! Capacities are the defaults of `abi`; user space may set others before loading.
 
+use crate::memo::Memo;
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
@@ -69,6 +70,17 @@ pub static PAGES: Array<PageChunk> = Array::with_max_entries(PAGE_CHUNKS_MAX, 0)
 #[map]
 pub static MAPPINGS: HashMap<u32, ProcessMappings> = HashMap::with_max_entries(MAPPED_PROCESSES_MAX, BPF_F_NO_PREALLOC);
 
+/// Remembered walks, found by site and stack pointer, each processor its own: 164 KiB a processor. Taken: the walk is done again.
+#[map]
+pub static MEMOS: PerCpuArray<Memo> = PerCpuArray::with_max_entries(MEMO_SLOTS, 0);
+
+/// Slots of [`MEMOS`], a power of two. A busy server spawns from a handful of depths.
+pub const MEMO_SLOTS: u32 = 64;
+/// Words that one remembered walk may depend on, a power of two: two a frame, and 127 frames.
+pub const MEMO_WORDS: usize = 256;
+/// Bytes above the stack pointer that they may lie in, a power of two: stacks of 20 to 40 frames of async Rust.
+pub const MEMO_BYTES: usize = 4096;
+
 /// Walk scratch: more than one a processor, since a uprobe program can be preempted by another. All taken: the stack
 /// has the site alone.
 #[map]
@@ -88,6 +100,8 @@ pub struct Scratch {
     pub window_base: u64,
     /// A piece of the target's stack, so that a frame costs no read of its own.
     pub window: [u64; WINDOW_WORDS],
+    /// The stack as it is when a remembered walk is checked.
+    pub memory: [u64; MEMO_BYTES / 8],
     /// Words that are read singly.
     pub words: [u64; SIGNAL_CONTEXT_WORDS],
     /// The stack that is being walked.
@@ -108,6 +122,10 @@ pub struct PageChunk(pub [Page; PAGES_PER_CHUNK as usize]);
 /// Whether stacks are walked; set before loading.
 #[unsafe(no_mangle)]
 static WALK_STACKS: u32 = 1;
+
+/// Whether a walk that would give the same stack as the last one is left out; set before loading.
+#[unsafe(no_mangle)]
+static REMEMBER_WALKS: u32 = 1;
 
 /// Whether every birth and end is sent; set before loading.
 #[unsafe(no_mangle)]
@@ -136,6 +154,7 @@ macro_rules! setting {
     };
 }
 setting!(walk_stacks: u32 = WALK_STACKS);
+setting!(remember_walks: u32 = REMEMBER_WALKS);
 setting!(trace: u32 = TRACE);
 setting!(debug: u32 = DEBUG);
 setting!(task_tgid_offset: u64 = TASK_TGID_OFFSET);

@@ -50,6 +50,11 @@ pub trait Source {
     fn signal_context(&mut self, address: u64) -> Option<[u64; SIGNAL_CONTEXT_WORDS]>;
     /// Keeps frame `index`, below [`FRAMES_MAX`].
     fn keep(&mut self, index: u32, address: u64);
+    /// Told of each word of the stack on which the walk's course depends, with its address: the same registers, tables and words
+    /// give the same walk, since each address that is read depends on nothing but those before it.
+    fn depend(&mut self, address: u64, word: u64);
+    /// Told that the walk depends on more than words of the stack.
+    fn depend_on_more(&mut self);
 }
 
 /// The state between two steps.
@@ -199,6 +204,7 @@ fn leave<S: Source>(walk: &mut Walk, source: &mut S, address: u64, row: Row) -> 
             let Some(context) = source.signal_context(walk.sp.wrapping_add(SIGNAL_CONTEXT_OFFSET)) else {
                 return walk.stop(WalkEnd::BadRead);
             };
+            source.depend_on_more();
             walk.bp = context[0];
             // Not a return address: the interrupted instruction itself.
             return walk.go_on(context[6], context[5], 0);
@@ -212,15 +218,23 @@ fn leave<S: Source>(walk: &mut Walk, source: &mut S, address: u64, row: Row) -> 
     let Some((below, return_address)) = source.pair(frame.wrapping_sub(16)) else {
         return walk.stop(WalkEnd::BadRead);
     };
+    source.depend(frame.wrapping_sub(8), return_address);
     match row.frame_pointer {
         FRAME_POINTER_SAME => {}
         FRAME_POINTER_LOST => walk.bp = 0,
         // The usual place, `push rbp` first, is in the pair already.
-        2 => walk.bp = below,
-        slot => match source.word(frame.wrapping_sub(u64::from(slot) * 8)) {
-            Some(saved) => walk.bp = saved,
-            None => return walk.stop(WalkEnd::BadRead),
-        },
+        2 => {
+            source.depend(frame.wrapping_sub(16), below);
+            walk.bp = below;
+        }
+        slot => {
+            let place = frame.wrapping_sub(u64::from(slot) * 8);
+            let Some(saved) = source.word(place) else {
+                return walk.stop(WalkEnd::BadRead);
+            };
+            source.depend(place, saved);
+            walk.bp = saved;
+        }
     }
     // Some thread starts without unwind information push a zero instead.
     if return_address == 0 {
@@ -245,6 +259,8 @@ fn leave_by_frame_pointer<S: Source>(walk: &mut Walk, source: &mut S) -> bool {
     let Some((saved, return_address)) = source.pair(bp) else {
         return walk.stop(end);
     };
+    source.depend(bp, saved);
+    source.depend(bp.wrapping_add(8), return_address);
     if !(CODE_MIN..CODE_MAX).contains(&return_address) {
         return walk.stop(end);
     }

@@ -27,7 +27,7 @@ pub fn birth(ctx: &ProbeContext) -> u32 {
     let Some(target) = target::current(cookie, now_ns) else {
         return 0;
     };
-    let stack = unwind::stack(ctx, cookie, now_ns);
+    let stack = unwind::stack(ctx, cookie, target, now_ns);
     let key = LiveKey { target, header };
     let value = LiveValue { stack, born_ns: now_ns };
     if LIVE.insert(key, value, u64::from(BPF_NOEXIST)).is_err() && !replace(key, value, now_ns) {

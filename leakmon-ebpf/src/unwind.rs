@@ -6,7 +6,11 @@
 use crate::{
     atomic::{exchange, masked},
     emit,
-    maps::{MAPPINGS, PAGES, ROWS, RowChunk, SCRATCH, SCRATCH_SLOTS, STACKS, Scratch, WINDOW_WORDS, walk_stacks},
+    maps::{
+        MAPPINGS, PAGES, ROWS, RowChunk, SCRATCH, SCRATCH_SLOTS, STACKS, Scratch, WINDOW_WORDS, remember_walks,
+        walk_stacks,
+    },
+    memo::{self, Memo, Start},
     target,
 };
 use aya_ebpf::{
@@ -34,7 +38,7 @@ const WINDOW_MASK: u64 = WINDOW_WORDS as u64 - 1;
 
 /// Walks the stack, stores it where it is new, and returns its key.
 #[inline(always)]
-pub fn stack(ctx: &ProbeContext, cookie: Cookie, now_ns: u64) -> u64 {
+pub fn stack(ctx: &ProbeContext, cookie: Cookie, target: u64, now_ns: u64) -> u64 {
     if walk_stacks() == 0 {
         return site_alone(cookie);
     }
@@ -42,17 +46,58 @@ pub fn stack(ctx: &ProbeContext, cookie: Cookie, now_ns: u64) -> u64 {
         emit::lose(Loss::ScratchBusy);
         return site_alone(cookie);
     };
-    let id = walk(ctx, cookie, scratch);
+    let stored = remembered(ctx, cookie, target, scratch);
     if unsafe { (*scratch).stack.walk_end } == WalkEnd::NoTable as u32 {
         target::ask_for_mappings(now_ns);
     }
-    let stored = store(id, unsafe { &raw const (*scratch).stack });
     release(scratch);
-    if stored {
-        return id;
+    match stored {
+        Some(id) => id,
+        None => {
+            emit::lose(Loss::StacksFull);
+            site_alone(cookie)
+        }
     }
-    emit::lose(Loss::StacksFull);
-    site_alone(cookie)
+}
+
+/// The stack's key, from memory where the last walk still holds. `None` where the table of stacks is full.
+#[inline(always)]
+fn remembered(ctx: &ProbeContext, cookie: Cookie, target: u64, scratch: *mut Scratch) -> Option<u64> {
+    let Some(mappings) = MAPPINGS.get_ptr(target::tgid()) else {
+        let id = site_only(ctx, cookie, scratch);
+        return store(id, unsafe { &raw const (*scratch).stack }).then_some(id);
+    };
+    let start = unsafe {
+        Start {
+            target,
+            cookie: cookie.0,
+            sp: (*ctx.regs).rsp,
+            bp: (*ctx.regs).rbp,
+            generation: u64::from((*mappings).generation),
+        }
+    };
+    let memo = if remember_walks() == 0 {
+        None
+    } else {
+        memo::take(&start)
+    };
+    let Some(memo) = memo else {
+        let id = walk(ctx, cookie, scratch, mappings, None);
+        return store(id, unsafe { &raw const (*scratch).stack }).then_some(id);
+    };
+    if let Some(id) = memo::recall(memo, &start, scratch) {
+        unsafe { (*scratch).stack.walk_end = WalkEnd::Root as u32 };
+        memo::release(memo);
+        return Some(id);
+    }
+    memo::begin(memo, &start);
+    let id = walk(ctx, cookie, scratch, mappings, Some(memo));
+    let stored = store(id, unsafe { &raw const (*scratch).stack });
+    if stored {
+        memo::finish(memo, unsafe { (*scratch).stack.walk_end }, id);
+    }
+    memo::release(memo);
+    stored.then_some(id)
 }
 
 /// The key of a birth whose stack is not stored: user space knows the site from the cookie in `COUNTS`.
@@ -73,12 +118,34 @@ fn mix(hash: u64, word: u64) -> u64 {
 struct Memory {
     scratch: *mut Scratch,
     mappings: *const ProcessMappings,
+    /// Where the walk is remembered, if it is.
+    memo: Option<*mut Memo>,
     hash: u64,
+}
+
+/// A stack of which nothing but the site is known, since the process's mappings are not.
+#[inline(always)]
+fn site_only(ctx: &ProbeContext, cookie: Cookie, scratch: *mut Scratch) -> u64 {
+    unsafe {
+        let address = (*ctx.regs).rip;
+        (*scratch).stack.cookie = cookie.0;
+        (*scratch).stack.frames[0] = address;
+        (*scratch).stack.frames_len = 1;
+        (*scratch).stack.walk_end = WalkEnd::NoTable as u32;
+        emit::lose(Loss::WalkNoTable);
+        mix(mix(PRIME_1, cookie.0), address)
+    }
 }
 
 /// Fills the scratch's stack and returns its hash, the site included: two sites never share a stack.
 #[inline(always)]
-fn walk(ctx: &ProbeContext, cookie: Cookie, scratch: *mut Scratch) -> u64 {
+fn walk(
+    ctx: &ProbeContext,
+    cookie: Cookie,
+    scratch: *mut Scratch,
+    mappings: *const ProcessMappings,
+    memo: Option<*mut Memo>,
+) -> u64 {
     unsafe {
         let registers = ctx.regs;
         (*scratch).walk = Walk::new((*registers).rip, (*registers).rsp, (*registers).rbp);
@@ -86,16 +153,10 @@ fn walk(ctx: &ProbeContext, cookie: Cookie, scratch: *mut Scratch) -> u64 {
         (*scratch).window_base = u64::MAX;
         (*scratch).stack.cookie = cookie.0;
         let hash = mix(PRIME_1, cookie.0);
-        let Some(mappings) = MAPPINGS.get_ptr(target::tgid()) else {
-            (*scratch).stack.frames[0] = (*registers).rip;
-            (*scratch).stack.frames_len = 1;
-            (*scratch).stack.walk_end = WalkEnd::NoTable as u32;
-            emit::lose(Loss::WalkNoTable);
-            return mix(hash, (*registers).rip);
-        };
         let mut memory = Memory {
             scratch,
             mappings,
+            memo,
             hash,
         };
         // One more than there are frames: the last step says that the stack is too deep.
@@ -204,6 +265,20 @@ impl Source for Memory {
         unsafe {
             let words = &raw mut (*self.scratch).words;
             read(words.cast(), size_of::<[u64; SIGNAL_CONTEXT_WORDS]>() as u32, address).then(|| *words)
+        }
+    }
+
+    #[inline(always)]
+    fn depend(&mut self, address: u64, word: u64) {
+        if let Some(memo) = self.memo {
+            memo::depend(memo, address, word);
+        }
+    }
+
+    #[inline(always)]
+    fn depend_on_more(&mut self) {
+        if let Some(memo) = self.memo {
+            memo::forget(memo);
         }
     }
 

@@ -1,11 +1,13 @@
 //! Spawns trivial tasks as fast as it can and prints what one costs: the victim of `cargo xtask bench`.
 //!
-//! `--tasks N` are timed in each phase, in batches of `--batch N` that are all alive at once.
+//! `--tasks N` are timed in each phase, in batches of `--batch N` that are all alive at once, spawned `--depth N` functions
+//! further down than need be.
 
 mod victim;
 
 use serde_json::json;
 use std::{io, time::Instant};
+use tokio::task::JoinHandle;
 use victim::{Arguments, Presence, Site};
 
 static TRIVIAL: Site = Site::new("trivial", "task", "spawn_all");
@@ -13,16 +15,17 @@ static SPAWN_ALL: Site = Site::new("spawn_all", "task", "main");
 static SITES: [&Site; 2] = [&TRIVIAL, &SPAWN_ALL];
 
 fn main() -> io::Result<()> {
-    let arguments = Arguments::read(&["tasks", "batch"])?;
+    let arguments = Arguments::read(&["tasks", "batch", "depth"])?;
     let batch = arguments.number("batch", 64).max(1);
     let tasks = arguments.number("tasks", 100_000);
+    let depth = arguments.number("depth", 4);
     let runtime = victim::runtime(1)?;
 
     // The first phase warms the allocator and the queues up.
     victim::first_phase(&arguments)?;
-    runtime.block_on(timed(tasks, batch))?;
+    runtime.block_on(timed(tasks, batch, depth))?;
     victim::second_phase(&arguments, &SITES)?;
-    let elapsed_ns = runtime.block_on(timed(tasks, batch))?;
+    let elapsed_ns = runtime.block_on(timed(tasks, batch, depth))?;
     let ns_per_task = elapsed_ns as f64 / tasks.max(1) as f64;
     victim::leave(
         &arguments,
@@ -31,25 +34,39 @@ fn main() -> io::Result<()> {
     )
 }
 
-async fn timed(tasks: usize, batch: usize) -> io::Result<u128> {
-    let elapsed_ns = tokio::spawn(spawn_all(tasks, batch, SPAWN_ALL.enter())).await??;
+async fn timed(tasks: usize, batch: usize, depth: usize) -> io::Result<u128> {
+    let elapsed_ns = tokio::spawn(spawn_all(tasks, batch, depth, SPAWN_ALL.enter())).await??;
     victim::settle(0).await;
     Ok(elapsed_ns)
 }
 
-async fn spawn_all(tasks: usize, batch: usize, _presence: Presence) -> io::Result<u128> {
+async fn spawn_all(tasks: usize, batch: usize, depth: usize, _presence: Presence) -> io::Result<u128> {
     let mut handles = Vec::with_capacity(batch);
     let started = Instant::now();
     let mut left = tasks;
     while left > 0 {
         let now = left.min(batch);
-        handles.extend((0..now).map(|_| tokio::spawn(trivial(TRIVIAL.enter()))));
+        spawn_below(depth, now, &mut handles);
         for handle in handles.drain(..) {
             handle.await?;
         }
         left -= now;
     }
     Ok(started.elapsed().as_nanos())
+}
+
+/// Spawns `count` tasks from a stack that is `depth` frames deeper than the caller's.
+#[inline(never)]
+fn spawn_below(depth: usize, count: usize, handles: &mut Vec<JoinHandle<()>>) {
+    if depth > 0 {
+        spawn_below(depth - 1, count, handles);
+        // Something to do after the call, so that it is no tail call.
+        std::hint::black_box(handles.len());
+        return;
+    }
+    for _ in 0..count {
+        handles.push(tokio::spawn(trivial(TRIVIAL.enter())));
+    }
 }
 
 async fn trivial(_presence: Presence) {}

@@ -83,6 +83,9 @@ pub struct ObserveArgs {
     /// Never name functions of this crate or path as the culprit; repeatable
     #[arg(long, value_name = "PATTERN")]
     pub hide: Vec<String>,
+    /// Walks each stack anew, even where the last walk would give the same
+    #[arg(long, hide = true)]
+    pub no_memo: bool,
     /// Attaches programs that do nothing: what the probes alone cost
     #[arg(long, hide = true)]
     pub empty_programs: bool,

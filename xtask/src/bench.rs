@@ -22,7 +22,7 @@ struct Configuration {
 }
 
 /// The first is what the others are compared with, the second the floor.
-const CONFIGURATIONS: [Configuration; 4] = [
+const CONFIGURATIONS: [Configuration; 5] = [
     Configuration {
         name: "alone",
         options: None,
@@ -34,6 +34,10 @@ const CONFIGURATIONS: [Configuration; 4] = [
     Configuration {
         name: "leakmon",
         options: Some(&[]),
+    },
+    Configuration {
+        name: "leakmon, each stack walked anew",
+        options: Some(&["--no-memo"]),
     },
     Configuration {
         name: "leakmon --no-stacks",

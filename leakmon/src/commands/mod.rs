@@ -106,6 +106,7 @@ pub async fn execute(command: Command) -> anyhow::Result<Exit> {
 fn settings(args: &ObserveArgs) -> Settings {
     Settings {
         walk_stacks: !args.no_stacks,
+        remember_walks: !args.no_memo,
         empty_programs: args.empty_programs,
         debug: args.debug_programs,
         ..Settings::default()

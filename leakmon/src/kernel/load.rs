@@ -35,6 +35,8 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// Whether stacks are walked.
     pub walk_stacks: bool,
+    /// Whether a walk that would give the same stack as the last one is left out.
+    pub remember_walks: bool,
     /// Whether every birth and end is sent.
     pub trace: bool,
     /// Whether the programs log.
@@ -51,6 +53,7 @@ impl Default for Settings {
             counts_entries_max: COUNTS_ENTRIES_MAX,
             ring_bytes: RING_BYTES,
             walk_stacks: true,
+            remember_walks: true,
             trace: false,
             debug: false,
             empty_programs: false,
@@ -321,13 +324,15 @@ fn load_ebpf(settings: Settings) -> Result<Ebpf, KernelError> {
 
 fn load_object(object: &[u8], settings: Settings, offsets: KernelOffsets) -> Result<Ebpf, KernelError> {
     let flag = |set: bool| u32::from(set);
-    let (walk, trace, debug) = (flag(settings.walk_stacks), flag(settings.trace), flag(settings.debug));
+    let (walk, remember) = (flag(settings.walk_stacks), flag(settings.remember_walks));
+    let (trace, debug) = (flag(settings.trace), flag(settings.debug));
     Ok(EbpfLoader::new()
         .map_max_entries("LIVE", settings.live_entries_max)
         .map_max_entries("STACKS", settings.stacks_entries_max)
         .map_max_entries("COUNTS", settings.counts_entries_max)
         .map_max_entries("EVENTS", settings.ring_bytes)
         .override_global("WALK_STACKS", &walk, true)
+        .override_global("REMEMBER_WALKS", &remember, true)
         .override_global("TRACE", &trace, true)
         .override_global("DEBUG", &debug, true)
         .override_global("TASK_TGID_OFFSET", &offsets.task_tgid, true)

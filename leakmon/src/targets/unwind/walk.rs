@@ -118,17 +118,24 @@ impl<'a, R: FnMut(u64) -> Option<u64>> Source for Process<'a, R> {
     }
 
     fn word(&mut self, address: u64) -> Option<u64> {
-        let value = (self.read)(address)?;
-        self.words.push((address, value));
-        Some(value)
+        (self.read)(address)
     }
 
     fn signal_context(&mut self, address: u64) -> Option<[u64; SIGNAL_CONTEXT_WORDS]> {
         let mut context = [0; SIGNAL_CONTEXT_WORDS];
         for (word, offset) in context.iter_mut().zip((0..).step_by(8)) {
             *word = self.word(address.wrapping_add(offset))?;
+            self.words.push((address.wrapping_add(offset), *word));
         }
         Some(context)
+    }
+
+    fn depend(&mut self, address: u64, word: u64) {
+        self.words.push((address, word));
+    }
+
+    fn depend_on_more(&mut self) {
+        // The signal frame's words, which are kept where they are read.
     }
 
     fn keep(&mut self, _index: u32, address: u64) {
