@@ -6,7 +6,7 @@
 
 use gimli::{BaseAddresses, CieOrFde, EhFrame, NativeEndian, UnwindSection};
 use object::{
-    Endianness,
+    Endianness, U64,
     elf::{self, FileHeader64},
     read::{
         ReadRef,
@@ -17,6 +17,8 @@ use std::ops::Range;
 
 /// Most relocated words; an 839 MB binary has about 1.5 million.
 const WORDS_MAX: usize = 1 << 22;
+/// Longest common part (CIE) of `.eh_frame`, in bytes; usual ones have 20 to 30, and each function's is parsed anew.
+const COMMON_BYTES_MAX: u32 = 512;
 /// Most functions; the same binary has about 1 million.
 const FUNCTIONS_MAX: usize = 1 << 22;
 /// Most function symbols.
@@ -153,24 +155,35 @@ impl<'data> Image<'data> {
         sections: &SectionTable<'data, Header, R>,
         data: R,
     ) -> Result<(), ImageError> {
+        /// A place, or a bitmap of 63.
+        const PACKED_BYTES: u64 = 8;
         let endian = Endianness::Little;
         let mut words = Vec::new();
+        // Counted before they are read, whatever they are: sections may overlap.
+        let mut left = WORDS_MAX as u64;
         for section in sections.iter() {
+            let entry_bytes = match section.sh_type(endian) {
+                elf::SHT_RELA => size_of::<elf::Rela64<Endianness>>() as u64,
+                elf::SHT_RELR => PACKED_BYTES,
+                _ => continue,
+            };
+            left = left
+                .checked_sub(section.sh_size(endian) / entry_bytes)
+                .ok_or(ImageError::TooLarge("relocations"))?;
             if let Ok(Some((relas, _))) = section.rela(endian, data) {
                 let relative = relas
                     .iter()
                     .filter(|rela| rela.r_type(endian, false) == elf::R_X86_64_RELATIVE);
                 words.extend(relative.map(|rela| (rela.r_offset(endian), rela.r_addend(endian) as u64)));
-            }
-            if let Ok(Some(places)) = section.relr(endian, data) {
-                for place in places.take(WORDS_MAX + 1) {
+            } else if entry_bytes == PACKED_BYTES
+                && let Ok(packed) = section.data_as_array::<U64<Endianness>, _>(endian, data)
+            {
+                for place in packed_places(packed) {
+                    left = left.checked_sub(1).ok_or(ImageError::TooLarge("relocations"))?;
                     if let Some(target) = self.word_in_place(place) {
                         words.push((place, target));
                     }
                 }
-            }
-            if words.len() > WORDS_MAX {
-                return Err(ImageError::TooLarge("relocations"));
             }
         }
         words.sort_unstable();
@@ -198,6 +211,13 @@ impl<'data> Image<'data> {
         // A damaged entry ends the list: the functions before it are still right.
         while let Ok(Some(entry)) = entries.next() {
             let CieOrFde::Fde(partial) = entry else { continue };
+            let short = bytes
+                .get(partial.cie_offset().0..)
+                .and_then(|common| common.first_chunk())
+                .is_some_and(|length| u32::from_le_bytes(*length) <= COMMON_BYTES_MAX);
+            if !short {
+                continue;
+            }
             let Ok(fde) = partial.parse(EhFrame::cie_from_offset) else {
                 continue;
             };
@@ -319,6 +339,23 @@ impl<'data> Image<'data> {
     }
 }
 
+/// The places that a `SHT_RELR` section packs: an even word is one, an odd word a bitmap of those among the 63 words behind
+/// the last (System V ABI, "Relative Relocation Table"). Addresses may wrap.
+fn packed_places(packed: &[U64<Endianness>]) -> impl Iterator<Item = u64> {
+    let mut behind = 0_u64;
+    packed.iter().flat_map(move |word| {
+        let word = word.get(Endianness::Little);
+        let (first, bitmap, next) = match word & 1 {
+            0 => (word, 1, word.wrapping_add(8)),
+            _ => (behind, word >> 1, behind.wrapping_add(63 * 8)),
+        };
+        behind = next;
+        (0..63)
+            .filter(move |bit| bitmap >> bit & 1 == 1)
+            .map(move |bit| first.wrapping_add(8 * bit))
+    })
+}
+
 fn header<'data, R: ReadRef<'data>>(data: R) -> Result<&'data Header, ImageError> {
     let ident = data.read_bytes_at(0, 4).map_err(|()| ImageError::NotElf)?;
     if ident != elf::ELFMAG {
@@ -366,4 +403,84 @@ fn build_id<'data, R: ReadRef<'data>>(sections: &SectionTable<'data, Header, R>,
         }
     }
     String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn places(packed: &[u64]) -> Vec<u64> {
+        let packed: Vec<_> = packed.iter().map(|word| U64::new(Endianness::Little, *word)).collect();
+        packed_places(&packed).collect()
+    }
+
+    /// Sections of these types and contents, without names, in a library of one segment.
+    fn library(sections: &[(u32, &[u8])], repeated: usize) -> Vec<u8> {
+        let mut data = vec![0; 0x1000];
+        let mut headers = vec![0; 64];
+        for (kind, contents) in sections {
+            let mut header = vec![0; 64];
+            header[4..8].copy_from_slice(&kind.to_le_bytes());
+            header[24..32].copy_from_slice(&(data.len() as u64).to_le_bytes());
+            header[32..40].copy_from_slice(&(contents.len() as u64).to_le_bytes());
+            headers.extend(header.repeat(repeated));
+            data.extend(*contents);
+        }
+        // The last names the sections.
+        headers.extend([0, 0, 0, 0, 3, 0, 0, 0]);
+        headers.resize(headers.len() + 56, 0);
+        let (at, count) = (data.len() as u64, (headers.len() / 64) as u16);
+        data.extend(&headers);
+        data[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
+        data[16..24].copy_from_slice(&[3, 0, 62, 0, 1, 0, 0, 0]);
+        data[40..48].copy_from_slice(&at.to_le_bytes());
+        data[58..60].copy_from_slice(&64_u16.to_le_bytes());
+        data[60..62].copy_from_slice(&count.to_le_bytes());
+        data[62..64].copy_from_slice(&(count - 1).to_le_bytes());
+        data
+    }
+
+    #[test]
+    fn packed_relocations_are_unpacked() {
+        for (packed, expected) in [
+            (&[][..], vec![]),
+            (&[0x1000, 0b1011, 0x2000], vec![0x1000, 0x1008, 0x1018, 0x2000]),
+            (&[0x1000, 1, 0b11], vec![0x1000, 0x1008 + 63 * 8]),
+            (&[u64::MAX - 7, 0b11], vec![u64::MAX - 7, 0]),
+        ] {
+            assert_eq!(places(packed), expected);
+        }
+    }
+
+    #[test]
+    fn overlapping_relocations_are_counted_before_they_are_followed() {
+        let packed: Vec<u8> = [u64::MAX - 7, u64::MAX]
+            .iter()
+            .cycle()
+            .take(1 << 15)
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        for (sections, refused) in [(1, false), (2, false), (1_000, true), (60_000, true)] {
+            let image = library(&[(elf::SHT_RELR, &packed)], sections);
+            let error = Image::parse(&image[..]).err();
+            assert_eq!(
+                error,
+                refused.then_some(ImageError::TooLarge("relocations")),
+                "{sections}"
+            );
+        }
+        let image = library(&[(elf::SHT_RELA, &vec![0; 24 << 16])], WORDS_MAX / (1 << 16) + 1);
+        assert_eq!(
+            Image::parse(&image[..]).err(),
+            Some(ImageError::TooLarge("relocations"))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_packed_words_are_survived(packed in prop::collection::vec(any::<u64>(), 0..40)) {
+            prop_assert!(places(&packed).len() <= 63 * packed.len());
+        }
+    }
 }
