@@ -33,6 +33,9 @@ const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
 const NT_GNU_BUILD_ID: u32 = 3;
 
+/// Sections of the tree of debug information (DWARF 5, sections 7.5 and 7.28, and 7.25 of DWARF 4).
+pub const TREE: [&[u8]; 4] = [b".debug_info", b".debug_abbrev", b".debug_ranges", b".debug_rnglists"];
+
 /// Which version of which file an image is. An inode can't be used again while the file is held open, and a file
 /// rewritten in place has another time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,8 +108,8 @@ pub struct Image {
     pub debug_bytes: u64,
     /// Compressed sections.
     pub compressed: Vec<CompressedSection>,
-    /// Offset and size in the file of `.debug_info` and `.debug_abbrev`, where they are there and not compressed.
-    pub debug_tree: Option<[(u64, u64); 2]>,
+    /// Offset and size in the file of each of [`TREE`], 0 where it is absent; `None` where one of them is compressed.
+    pub debug_tree: Option<[(u64, u64); 4]>,
     /// File name in `.gnu_debuglink` and the checksum of that file.
     pub debug_link: Option<(String, u32)>,
     /// Whether it names another file to be read with it, in `.gnu_debuglink`, `.gnu_debugaltlink` or `.debug_sup`,
@@ -197,7 +200,7 @@ impl Image {
         let entry = table.chunks_exact(SECTION_BYTES).nth(names_index)?;
         let names_bytes = Some(u64_at(entry, 32)?).filter(|size| *size <= SMALL_BYTES_MAX)?;
         let names = bytes(file, u64_at(entry, 24)?, names_bytes)?;
-        let (mut info, mut abbreviations) = (None, None);
+        let mut tree = [None; TREE.len()];
         for entry in table.chunks_exact(SECTION_BYTES) {
             let (kind, flags) = (u32_at(entry, 4)?, u64_at(entry, 8)?);
             let (file_offset, size) = (u64_at(entry, 24)?, u64_at(entry, 32)?);
@@ -218,23 +221,20 @@ impl Image {
                     size,
                 });
             }
-            let tree = match name {
-                b".debug_info" => Some(&mut info),
-                b".debug_abbrev" => Some(&mut abbreviations),
-                _ => None,
-            };
+            let part = TREE.iter().position(|part| *part == name);
             // Of two, another reader may take the other.
-            if tree.is_some_and(|tree| tree.replace(plain.then_some((file_offset, size))).is_some()) {
+            if part.is_some_and(|part| tree[part].replace(plain.then_some((file_offset, size))).is_some()) {
                 return None;
             }
             if name == b".gnu_debuglink" && size <= SMALL_BYTES_MAX {
                 self.debug_link = bytes(file, file_offset, size).and_then(|link| debug_link(&link));
             }
         }
-        self.debug_tree = info
-            .flatten()
-            .zip(abbreviations.flatten())
-            .map(|(info, abbreviations)| [info, abbreviations]);
+        let tree = tree.map(|part| part.unwrap_or(Some((0, 0))));
+        self.debug_tree = match tree {
+            [Some(info), Some(abbreviations), Some(ranges), Some(lists)] => Some([info, abbreviations, ranges, lists]),
+            _ => None,
+        };
         // Objects have relocations that readers of debug information apply.
         [ET_EXEC, ET_DYN].contains(&u16_at(header, 16)?).then_some(())
     }

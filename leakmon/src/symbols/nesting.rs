@@ -2,12 +2,17 @@
 //!
 //! In: an image and its file. Out: what blazesym may do with it ([`Tree`]). It looks for inlined functions by recursion:
 //! some hundred kilobytes of nested entries would overflow its stack and end the daemon. It parses the abbreviations of
-//! every unit: a megabyte whose units begin at different places of one long table would take minutes. It keeps nothing.
+//! every unit and keeps the ranges of every entry: a megabyte whose units refer to one long table, or to one long list,
+//! would take minutes or gigabytes. It keeps nothing.
 //!
 //! The tree is that of DWARF 5, section 2.3 (and 7.5 for its form); gimli walks it, one unit in memory at a time.
 
-use super::image::Image;
-use gimli::{Abbreviations, DebugAbbrev, DebugAbbrevOffset, DebugInfo, EndianSlice, LittleEndian, Reader as _};
+use super::image::{Image, TREE};
+use gimli::{
+    Abbreviations, AttributeSpecification, AttributeValue, DebugAbbrev, DebugAbbrevOffset, DebugInfo, DebugRanges,
+    DebugRngLists, DebugRngListsBase, DwarfFileType, Encoding, EndianSlice, LittleEndian, RangeLists, RangeListsOffset,
+    Reader as _,
+};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,6 +28,13 @@ const ABBREVIATIONS_BYTES_MAX: u64 = 4 << 20;
 /// Attributes of one entry; compilers write some twenty. Many entries may refer to one, which is then read for each, and
 /// an attribute may take no bytes there.
 const ATTRIBUTES_MAX: usize = 256;
+/// Bytes of a section of ranges: 7 MB in that dev build.
+const RANGES_BYTES_MAX: u64 = 64 << 20;
+/// Ranges of all entries together, each counted as often as it is referred to: 0.5 million in that dev build. blazesym
+/// keeps up to 40 bytes for each.
+const RANGES_MAX: u64 = 2 << 20;
+/// Attributes by which an entry has many ranges.
+const OF_RANGES: [gimli::DwAt; 2] = [gimli::DW_AT_ranges, gimli::DW_AT_rnglists_base];
 /// Unit lengths from here on are no lengths; the last one says that 64 bits follow (DWARF 5, section 7.4).
 const LENGTH_ESCAPES: u32 = 0xffff_fff0;
 
@@ -34,7 +46,7 @@ pub enum Tree {
     /// All but looking for inlined functions: a unit nests deeper than [`LEVELS_MAX`], or that can't be told of a
     /// compressed or a broken tree, or of a unit that is too large to be looked at.
     Deep,
-    /// Nothing: its abbreviations exceed the bounds of this module.
+    /// Nothing: its abbreviations or ranges exceed the bounds of this module.
     Costly,
 }
 
@@ -43,17 +55,28 @@ impl Tree {
     #[must_use]
     pub fn of(image: &Image, file: &File) -> Self {
         match image.debug_tree {
-            Some([info, abbreviations]) => walk(file, info, abbreviations).unwrap_or(Self::Deep),
+            Some(sections) => walk(file, sections).unwrap_or(Self::Deep),
             None => Self::Deep,
         }
     }
 }
 
 /// `None` where the tree is broken.
-fn walk(file: &File, info: (u64, u64), abbreviations: (u64, u64)) -> Option<Tree> {
-    if abbreviations.1 > ABBREVIATIONS_BYTES_MAX {
+fn walk(file: &File, sections: [(u64, u64); TREE.len()]) -> Option<Tree> {
+    let [info, abbreviations, ranges, lists] = sections;
+    if abbreviations.1 > ABBREVIATIONS_BYTES_MAX || ranges.1.max(lists.1) > RANGES_BYTES_MAX {
         return Some(Tree::Costly);
     }
+    let ranges = read(file, ranges.0, ranges.1, RANGES_BYTES_MAX)?;
+    let lists = read(file, lists.0, lists.1, RANGES_BYTES_MAX)?;
+    let lists = RangeLists::new(
+        DebugRanges::new(&ranges, LittleEndian),
+        DebugRngLists::new(&lists, LittleEndian),
+    );
+    let mut ranges = Ranges {
+        lists,
+        left: RANGES_MAX,
+    };
     let section = read(file, abbreviations.0, abbreviations.1, ABBREVIATIONS_BYTES_MAX)?;
     let mut tables = Tables {
         section: &section,
@@ -67,7 +90,7 @@ fn walk(file: &File, info: (u64, u64), abbreviations: (u64, u64)) -> Option<Tree
         let unit_bytes = unit_bytes(file, at)?;
         let next = at.checked_add(unit_bytes).filter(|next| *next <= end)?;
         let unit = read(file, at, unit_bytes, UNIT_BYTES_MAX);
-        match unit.and_then(|unit| walk_unit(&unit, &mut tables)) {
+        match unit.and_then(|unit| walk_unit(&unit, &mut tables, &mut ranges)) {
             Some(Tree::Shallow) => {}
             Some(Tree::Costly) => return Some(Tree::Costly),
             // The units behind it may be costly.
@@ -87,22 +110,74 @@ fn unit_bytes(file: &File, at: u64) -> Option<u64> {
     }
 }
 
-fn walk_unit(unit: &[u8], tables: &mut Tables<'_>) -> Option<Tree> {
+fn walk_unit(unit: &[u8], tables: &mut Tables<'_>, ranges: &mut Ranges<'_>) -> Option<Tree> {
     let header = DebugInfo::new(unit, LittleEndian).units().next().ok()??;
     let abbreviations = match tables.at(header.debug_abbrev_offset()) {
         Some(abbreviations) => abbreviations.as_ref()?,
         None => return Some(Tree::Costly),
     };
     let mut entries = header.entries_raw(abbreviations, None).ok()?;
+    let encoding = header.encoding();
+    let mut base = DebugRngListsBase::default_for_encoding_and_file(encoding, DwarfFileType::Main);
     while !entries.is_empty() {
         if entries.next_depth() > LEVELS_MAX {
             return Some(Tree::Deep);
         }
-        if let Some(abbreviation) = entries.read_abbreviation().ok()? {
-            entries.skip_attributes(abbreviation.attributes()).ok()?;
+        let Some(abbreviation) = entries.read_abbreviation().ok()? else {
+            continue;
+        };
+        let attributes = abbreviation.attributes();
+        let of_ranges = |attribute: &AttributeSpecification| OF_RANGES.contains(&attribute.name());
+        if !attributes.iter().any(of_ranges) {
+            entries.skip_attributes(attributes).ok()?;
+            continue;
+        }
+        let mut list = None;
+        for attribute in attributes {
+            let attribute = entries.read_attribute(*attribute).ok()?;
+            match (attribute.name(), attribute.value()) {
+                (gimli::DW_AT_rnglists_base, AttributeValue::DebugRngListsBase(own)) => base = own,
+                (gimli::DW_AT_ranges, value) => list = Some(value),
+                _ => {}
+            }
+        }
+        if list.is_some_and(|list| !ranges.count(&list, base, encoding)) {
+            return Some(Tree::Costly);
         }
     }
     Some(Tree::Shallow)
+}
+
+/// The lists of ranges that entries refer to, and how many more may be read.
+struct Ranges<'a> {
+    lists: RangeLists<EndianSlice<'a, LittleEndian>>,
+    left: u64,
+}
+
+impl Ranges<'_> {
+    /// Counts a list, up to where it is broken; says whether it is within the bound.
+    fn count(
+        &mut self,
+        list: &AttributeValue<EndianSlice<'_, LittleEndian>>,
+        base: DebugRngListsBase,
+        encoding: Encoding,
+    ) -> bool {
+        let offset = match *list {
+            AttributeValue::RangeListsRef(offset) => Some(RangeListsOffset(offset.0)),
+            AttributeValue::DebugRngListsIndex(index) => self.lists.get_offset(encoding, base, index).ok(),
+            _ => None,
+        };
+        let Some(mut ranges) = offset.and_then(|offset| self.lists.raw_ranges(offset, encoding).ok()) else {
+            return true;
+        };
+        while let Ok(Some(_)) = ranges.next() {
+            let Some(left) = self.left.checked_sub(1) else {
+                return false;
+            };
+            self.left = left;
+        }
+        true
+    }
 }
 
 /// The tables of abbreviations that units refer to, each parsed once.
@@ -177,7 +252,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[info, abbreviations].concat()).unwrap();
         let (info, abbreviations) = (info.len() as u64, abbreviations.len() as u64);
-        walk(&file, (0, info), (info, abbreviations)) == Some(Tree::Shallow)
+        walk(&file, [(0, info), (info, abbreviations), (0, 0), (0, 0)]) == Some(Tree::Shallow)
     }
 
     /// A unit (version 4, abbreviations at 0, addresses of 8 bytes) of entries nested so deep.
@@ -243,7 +318,7 @@ mod tests {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&[&info, abbreviations].concat()).unwrap();
             let (info, abbreviations) = (info.len() as u64, abbreviations.len() as u64);
-            walk(&file, (0, info), (info, abbreviations))
+            walk(&file, [(0, info), (info, abbreviations), (0, 0), (0, 0)])
         };
         let entries = 100_000;
         let table = table(entries);
@@ -282,6 +357,32 @@ mod tests {
         for first in [wide, broken] {
             let units = [vec![first], suffixes(most + 1)].concat();
             assert_eq!(file_of(&units, &table), Some(Tree::Costly));
+        }
+    }
+
+    #[test]
+    fn ranges_are_counted_as_often_as_they_are_referred_to() {
+        // A unit of one entry with DW_AT_ranges: DW_FORM_sec_offset, or DW_FORM_rnglistx.
+        let (abbreviations, indexed) = ([1, 0x11, 0, 0x55, 0x17, 0, 0, 0], [1, 0x11, 0, 0x55, 0x23, 0, 0, 0]);
+        let old = [
+            [1_u64.to_le_bytes(), 2_u64.to_le_bytes()].concat().repeat(1 << 10),
+            vec![0; 16],
+        ]
+        .concat();
+        // One offset, then pairs of offsets (DW_RLE_offset_pair).
+        let new = [&[4, 0, 0, 0][..], &[4, 1, 2].repeat(1 << 10), &[0]].concat();
+        let modern = [&10_u32.to_le_bytes()[..], &[5, 0, 1, 8, 0, 0, 0, 0, 1, 0]].concat();
+        let classic = referring(0, &[1, 0, 0, 0, 0]);
+        let most = (RANGES_MAX >> 10) as usize;
+        for (unit, abbreviations, ranges, at) in [(classic, abbreviations, old, 2), (modern, indexed, new, 3)] {
+            for (units, expected) in [(most, Tree::Shallow), (most + 1, Tree::Costly)] {
+                let info = unit.repeat(units);
+                let mut file = tempfile::tempfile().unwrap();
+                file.write_all(&[&info[..], &abbreviations, &ranges].concat()).unwrap();
+                let mut sections = [(0, info.len() as u64), (info.len() as u64, 8), (0, 0), (0, 0)];
+                sections[at] = (info.len() as u64 + 8, ranges.len() as u64);
+                assert_eq!(walk(&file, sections), Some(expected), "section {at}, {units} units");
+            }
         }
     }
 
