@@ -420,7 +420,7 @@ mod tests {
         let mut data = vec![0; 0x1000];
         let mut headers = vec![0; 64];
         for (kind, contents) in sections {
-            let mut header = vec![0; 64];
+            let mut header = [0; 64];
             header[4..8].copy_from_slice(&kind.to_le_bytes());
             header[24..32].copy_from_slice(&(data.len() as u64).to_le_bytes());
             header[32..40].copy_from_slice(&(contents.len() as u64).to_le_bytes());
