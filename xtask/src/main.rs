@@ -1,4 +1,4 @@
-//! leakmon's own commands: `cargo xtask setup`, `build-ebpf`, `demo`, `victims`, `test`, `bench`, `tidy`.
+//! leakmon's own commands: `cargo xtask setup`, `build-ebpf`, `demo`, `victims`, `test`, `bench`, `fuzz`, `tidy`.
 //!
 //! This file dispatches; each command has a file of its own. Nothing here is part of the program that users run.
 #![allow(clippy::print_stdout, reason = "these commands talk to a person")]
@@ -6,6 +6,7 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod fuzz;
 mod setup;
 mod source_hash;
 mod stage;
@@ -44,6 +45,12 @@ enum Command {
     Test,
     /// Check what no compiler checks
     Tidy,
+    /// Feed mutated files to what reads a target's files; not part of `test`
+    Fuzz {
+        /// Seconds for each of the targets
+        #[arg(default_value_t = 600)]
+        seconds: u32,
+    },
     /// Measure what leakmon costs the program that it watches
     Bench {
         /// How often each configuration runs
@@ -65,6 +72,7 @@ fn main() -> ExitCode {
         Command::Victims => victims::build_all(&workspace),
         Command::Test => test::run(&workspace),
         Command::Tidy => tidy::run(&workspace),
+        Command::Fuzz { seconds } => fuzz::run(&workspace, seconds),
         Command::Bench { rounds, tasks } => bench::run(&workspace, rounds, tasks),
     };
     match result {

@@ -27,7 +27,14 @@ const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const SHT_NOBITS: u32 = 8;
 const SHF_COMPRESSED: u64 = 1 << 11;
+const SHT_SYMTAB: u32 = 2;
+const SHT_DYNSYM: u32 = 11;
+const ET_EXEC: u16 = 2;
+const ET_DYN: u16 = 3;
 const NT_GNU_BUILD_ID: u32 = 3;
+
+/// Sections of the tree of debug information (DWARF 5, sections 7.5 and 7.28, and 7.25 of DWARF 4).
+pub const TREE: [&[u8]; 4] = [b".debug_info", b".debug_abbrev", b".debug_ranges", b".debug_rnglists"];
 
 /// Which version of which file an image is. An inode can't be used again while the file is held open, and a file
 /// rewritten in place has another time.
@@ -101,10 +108,18 @@ pub struct Image {
     pub debug_bytes: u64,
     /// Compressed sections.
     pub compressed: Vec<CompressedSection>,
-    /// Offset and size in the file of `.debug_info` and `.debug_abbrev`, where they are there and not compressed.
-    pub debug_tree: Option<[(u64, u64); 2]>,
+    /// Offset and size in the file of each of [`TREE`], 0 where it is absent; `None` where one of them is compressed.
+    pub debug_tree: Option<[(u64, u64); 4]>,
     /// File name in `.gnu_debuglink` and the checksum of that file.
     pub debug_link: Option<(String, u32)>,
+    /// Whether it names another file to be read with it, in `.gnu_debuglink`, `.gnu_debugaltlink` or `.debug_sup`,
+    /// well-formed or not.
+    pub linked: bool,
+    /// Bytes of its symbol tables.
+    pub symbol_bytes: u64,
+    /// Whether it is an executable or a library all of whose sections are described here. A file can number or name its
+    /// sections such that other readers see some that are not.
+    pub sections_known: bool,
 }
 
 impl Image {
@@ -125,14 +140,16 @@ impl Image {
             compressed: Vec::new(),
             debug_tree: None,
             debug_link: None,
+            linked: false,
+            symbol_bytes: 0,
+            sections_known: false,
         };
         if let Some(header) = bytes(file, 0, HEADER_BYTES as u64)
             // ELFCLASS64, ELFDATA2LSB
             && header.starts_with(b"\x7fELF\x02\x01")
         {
             image.read_segments(file, &header);
-            // A bad section table costs no more than what it describes.
-            let _ = image.read_sections(file, &header);
+            image.sections_known = image.read_sections(file, &header).is_some();
         }
         Ok(image)
     }
@@ -173,43 +190,53 @@ impl Image {
 
     fn read_sections(&mut self, file: &File, header: &[u8]) -> Option<()> {
         let (offset, size) = (u64_at(header, 40)?, u16_at(header, 58)?);
-        let count = usize::from(u16_at(header, 60)?).min(SECTIONS_MAX);
+        // 0 and 0xffff say that the real numbers are in the first section header, for more sections than are read.
+        let count = Some(usize::from(u16_at(header, 60)?)).filter(|count| (1..=SECTIONS_MAX).contains(count))?;
         let names_index = usize::from(u16_at(header, 62)?);
         let table = bytes(file, offset, (count * SECTION_BYTES) as u64)?;
         if usize::from(size) != SECTION_BYTES {
             return None;
         }
         let entry = table.chunks_exact(SECTION_BYTES).nth(names_index)?;
-        let names = bytes(file, u64_at(entry, 24)?, u64_at(entry, 32)?.min(SMALL_BYTES_MAX))?;
-        let (mut info, mut abbreviations) = (None, None);
+        let names_bytes = Some(u64_at(entry, 32)?).filter(|size| *size <= SMALL_BYTES_MAX)?;
+        let names = bytes(file, u64_at(entry, 24)?, names_bytes)?;
+        let mut tree = [None; TREE.len()];
         for entry in table.chunks_exact(SECTION_BYTES) {
             let (kind, flags) = (u32_at(entry, 4)?, u64_at(entry, 8)?);
             let (file_offset, size) = (u64_at(entry, 24)?, u64_at(entry, 32)?);
-            let name = text_at(&names, u32_at(entry, 0)?).unwrap_or_default();
+            let name = text_at(&names, u32_at(entry, 0)?)?;
+            let symbols = [SHT_SYMTAB, SHT_DYNSYM].contains(&kind) || name == b".symtab" || name == b".dynsym";
+            self.symbol_bytes = self.symbol_bytes.saturating_add(if symbols { size } else { 0 });
+            self.linked |= [&b".gnu_debuglink"[..], b".gnu_debugaltlink", b".debug_sup"].contains(&name);
             let debug = name.starts_with(b".debug_") || name.starts_with(b".zdebug_");
             // A note of the debugger's scripts is no debug information; it is in stripped images too.
             if debug && kind != SHT_NOBITS && name != b".debug_gdb_scripts" {
                 self.debug_bytes = self.debug_bytes.saturating_add(size);
             }
-            if flags & SHF_COMPRESSED != 0 {
+            let plain = flags & SHF_COMPRESSED == 0;
+            if !plain {
                 self.compressed.push(CompressedSection {
                     debug,
                     file_offset,
                     size,
                 });
-            } else if name == b".debug_info" {
-                info = Some((file_offset, size));
-            } else if name == b".debug_abbrev" {
-                abbreviations = Some((file_offset, size));
+            }
+            let part = TREE.iter().position(|part| *part == name);
+            // Of two, another reader may take the other.
+            if part.is_some_and(|part| tree[part].replace(plain.then_some((file_offset, size))).is_some()) {
+                return None;
             }
             if name == b".gnu_debuglink" && size <= SMALL_BYTES_MAX {
                 self.debug_link = bytes(file, file_offset, size).and_then(|link| debug_link(&link));
             }
         }
-        self.debug_tree = info
-            .zip(abbreviations)
-            .map(|(info, abbreviations)| [info, abbreviations]);
-        Some(())
+        let tree = tree.map(|part| part.unwrap_or(Some((0, 0))));
+        self.debug_tree = match tree {
+            [Some(info), Some(abbreviations), Some(ranges), Some(lists)] => Some([info, abbreviations, ranges, lists]),
+            _ => None,
+        };
+        // Objects have relocations that readers of debug information apply.
+        [ET_EXEC, ET_DYN].contains(&u16_at(header, 16)?).then_some(())
     }
 }
 

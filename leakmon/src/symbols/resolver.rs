@@ -9,7 +9,7 @@
 use super::address_space::Place;
 use super::image::{CompressedSection, Image, ImageFile, ImageKey};
 use super::names;
-use super::nesting;
+use super::nesting::Tree;
 use super::recency::RecencyTable;
 use crate::symbols::ResolvedFrame;
 use blazesym::symbolize::source::{Elf, Source};
@@ -31,6 +31,8 @@ pub const CACHE_BYTES_MAX: u64 = 64 << 20;
 /// at the first 100: 70 MB of its own, the rest pages of the file. So this much stays below 250 MB. The symbol table
 /// cost 10 MB.
 pub const DEBUG_BYTES_MAX: u64 = 160 << 20;
+/// Bytes of an image's symbol tables: blazesym keeps 8 bytes for each symbol of 24. An 839 MB binary has some 50 MB.
+const SYMBOL_BYTES_MAX: u64 = 128 << 20;
 /// Images that stay parsed.
 const PARSED_IMAGES_MAX: usize = 16;
 /// Bytes of debug information of an image that stays parsed while there is nothing to do. It takes 15 ms and more to
@@ -211,12 +213,8 @@ impl Resolver {
         let separate = file.debug.as_ref().map(|(image, file)| (image, file));
         let mut refused = false;
         // An image that carries both debug information and a link is not given with debug information: blazesym would
-        // follow the link by the path on this host, whoever's file is there.
-        for (image, data) in separate
-            .into_iter()
-            .chain([own])
-            .filter(|(image, _)| image.debug_link.is_none())
-        {
+        // follow the link by the path on this host, whoever's file is there, and wait for a FIFO.
+        for (image, data) in separate.into_iter().chain([own]).filter(|(image, _)| !image.linked) {
             let Some(debug_bytes) = debug_bytes(image, data, self.debug_bytes_max).filter(|bytes| *bytes > 0) else {
                 refused |= image.debug_bytes > 0;
                 continue;
@@ -246,6 +244,13 @@ impl Resolver {
 impl ParsedImage {
     /// Opens `data`, a file that `file` holds open, and tries one lookup, by which blazesym reads the headers.
     fn open(file: &Arc<ImageFile>, data: &File, image: &Image, debug: bool) -> Option<Rc<Self>> {
+        if !image.sections_known || image.symbol_bytes > SYMBOL_BYTES_MAX {
+            return None;
+        }
+        let tree = if debug { Tree::of(image, data) } else { Tree::Deep };
+        if tree == Tree::Costly {
+            return None;
+        }
         let mut elf = Elf::new(PathBuf::from(format!("/proc/self/fd/{}", data.as_raw_fd())));
         elf.debug_syms = debug;
         let parsed = Self {
@@ -254,7 +259,7 @@ impl ParsedImage {
             symbolizer: Symbolizer::builder()
                 .enable_auto_reload(false)
                 .enable_code_info(debug)
-                .enable_inlined_fns(debug && nesting::is_bounded(image, data))
+                .enable_inlined_fns(tree == Tree::Shallow)
                 .enable_demangling(false)
                 .set_debug_dirs(Some(Vec::<PathBuf>::new()))
                 .build(),

@@ -6,7 +6,7 @@
 
 use gimli::{BaseAddresses, CieOrFde, EhFrame, NativeEndian, UnwindSection};
 use object::{
-    Endianness,
+    Endianness, U64,
     elf::{self, FileHeader64},
     read::{
         ReadRef,
@@ -17,6 +17,8 @@ use std::{cell::Cell, ops::Range};
 
 /// Most relocated words; an 839 MB binary has about 1.5 million.
 const WORDS_MAX: usize = 1 << 22;
+/// Longest common part (CIE) of `.eh_frame`, in bytes; usual ones have 20 to 30, and each function's is parsed anew.
+const COMMON_BYTES_MAX: u32 = 512;
 /// Most functions; the same binary has about 1 million.
 const FUNCTIONS_MAX: usize = 1 << 22;
 /// Most function symbols.
@@ -159,24 +161,35 @@ impl<'data> Image<'data> {
         sections: &SectionTable<'data, Header, R>,
         data: R,
     ) -> Result<(), ImageError> {
+        /// A place, or a bitmap of 63.
+        const PACKED_BYTES: u64 = 8;
         let endian = Endianness::Little;
         let mut words = Vec::new();
+        // Counted before they are read, whatever they are: sections may overlap.
+        let mut left = WORDS_MAX as u64;
         for section in sections.iter() {
+            let entry_bytes = match section.sh_type(endian) {
+                elf::SHT_RELA => size_of::<elf::Rela64<Endianness>>() as u64,
+                elf::SHT_RELR => PACKED_BYTES,
+                _ => continue,
+            };
+            left = left
+                .checked_sub(section.sh_size(endian) / entry_bytes)
+                .ok_or(ImageError::TooLarge("relocations"))?;
             if let Ok(Some((relas, _))) = section.rela(endian, data) {
                 let relative = relas
                     .iter()
                     .filter(|rela| rela.r_type(endian, false) == elf::R_X86_64_RELATIVE);
                 words.extend(relative.map(|rela| (rela.r_offset(endian), rela.r_addend(endian) as u64)));
-            }
-            if let Ok(Some(places)) = section.relr(endian, data) {
-                for place in places.take(WORDS_MAX + 1) {
+            } else if entry_bytes == PACKED_BYTES
+                && let Ok(packed) = section.data_as_array::<U64<Endianness>, _>(endian, data)
+            {
+                for place in packed_places(packed) {
+                    left = left.checked_sub(1).ok_or(ImageError::TooLarge("relocations"))?;
                     if let Some(target) = self.word_in_place(place) {
                         words.push((place, target));
                     }
                 }
-            }
-            if words.len() > WORDS_MAX {
-                return Err(ImageError::TooLarge("relocations"));
             }
         }
         words.sort_unstable();
@@ -204,6 +217,13 @@ impl<'data> Image<'data> {
         // A damaged entry ends the list: the functions before it are still right.
         while let Ok(Some(entry)) = entries.next() {
             let CieOrFde::Fde(partial) = entry else { continue };
+            let short = bytes
+                .get(partial.cie_offset().0..)
+                .and_then(|common| common.first_chunk())
+                .is_some_and(|length| u32::from_le_bytes(*length) <= COMMON_BYTES_MAX);
+            if !short {
+                continue;
+            }
             let Ok(fde) = partial.parse(EhFrame::cie_from_offset) else {
                 continue;
             };
@@ -337,6 +357,23 @@ impl<'data> Image<'data> {
     }
 }
 
+/// The places that a `SHT_RELR` section packs: an even word is one, an odd word a bitmap of those among the 63 words behind
+/// the last (System V ABI, "Relative Relocation Table"). Addresses may wrap.
+fn packed_places(packed: &[U64<Endianness>]) -> impl Iterator<Item = u64> {
+    let mut behind = 0_u64;
+    packed.iter().flat_map(move |word| {
+        let word = word.get(Endianness::Little);
+        let (first, bitmap, next) = match word & 1 {
+            0 => (word, 1, word.wrapping_add(8)),
+            _ => (behind, word >> 1, behind.wrapping_add(63 * 8)),
+        };
+        behind = next;
+        (0..63)
+            .filter(move |bit| bitmap >> bit & 1 == 1)
+            .map(move |bit| first.wrapping_add(8 * bit))
+    })
+}
+
 fn header<'data, R: ReadRef<'data>>(data: R) -> Result<&'data Header, ImageError> {
     let ident = data.read_bytes_at(0, 4).map_err(|()| ImageError::NotElf)?;
     if ident != elf::ELFMAG {
@@ -411,3 +448,6 @@ impl<'data> Image<'data> {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

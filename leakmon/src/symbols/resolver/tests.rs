@@ -1,8 +1,10 @@
 //! Tests against the test's own executable, whole, stripped and split.
 
+mod hostile;
+
 use super::*;
 use crate::symbols::address_space::{AddressSpace, ImageTable};
-use crate::symbols::{debug_file, nesting};
+use crate::symbols::debug_file;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
@@ -335,7 +337,7 @@ fn nested(depth: usize) -> String {
 fn endless_nesting_costs_the_inlined_functions_alone() {
     // blazesym descends by recursion: this many levels would overflow any stack and end the daemon.
     let folder = tempfile::tempdir().unwrap();
-    for (depth, allowed) in [(10, true), (3_000_000, false)] {
+    for (depth, tree) in [(10, Tree::Shallow), (3_000_000, Tree::Deep)] {
         let (source, path) = (folder.path().join("a.s"), folder.path().join("a"));
         std::fs::write(&source, nested(depth)).unwrap();
         let linked = Command::new("cc")
@@ -350,7 +352,7 @@ fn endless_nesting_costs_the_inlined_functions_alone() {
             unreachable!()
         };
         let file = file.unwrap();
-        assert_eq!(nesting::is_bounded(&image, &file.file), allowed, "{depth}");
+        assert_eq!(Tree::of(&image, &file.file), tree, "{depth}");
         let mut resolver = Resolver::new(Limits::default());
         let text = *image.segments.iter().find(|segment| segment.address > 0).unwrap();
         let found = (0..text.size).find_map(|within| {
