@@ -32,6 +32,8 @@ pub struct Memo {
     /// Not zero while somebody uses the slot.
     busy: u64,
     start: Start,
+    /// Not zero where `start.bp` matters.
+    bp_used: u64,
     /// Key in `STACKS`; 0 while nothing is remembered.
     stack: u64,
     /// How many words are set.
@@ -69,7 +71,7 @@ pub fn recall(memo: *const Memo, start: &Start, scratch: *mut Scratch) -> Option
     unsafe {
         let known = &(*memo).start;
         let same = known.sp == start.sp
-            && known.bp == start.bp
+            && (known.bp == start.bp || (*memo).bp_used == 0)
             && known.cookie == start.cookie
             && known.target == start.target
             && known.generation == start.generation;
@@ -105,6 +107,7 @@ pub fn begin(memo: *mut Memo, start: &Start) {
     unsafe {
         (*memo).stack = 0;
         (*memo).start = *start;
+        (*memo).bp_used = 0;
         (*memo).words_len = 0;
         (*memo).span = 0;
     }
@@ -129,6 +132,12 @@ pub fn depend(memo: *mut Memo, address: u64, word: u64) {
             (*memo).span = end;
         }
     }
+}
+
+/// The walk depends on the frame pointer that it began with.
+#[inline(always)]
+pub fn depend_on_frame_pointer(memo: *mut Memo) {
+    unsafe { (*memo).bp_used = 1 };
 }
 
 /// This walk can't be remembered.

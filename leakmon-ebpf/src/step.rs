@@ -21,6 +21,11 @@ const CODE_MIN: u64 = 4096;
 /// User addresses are below this with five-level page tables (`Documentation/arch/x86/x86_64/mm.rst`).
 const CODE_MAX: u64 = 1 << 56;
 
+/// [`Walk::bp_place`]: the register that the walk began with.
+pub const AT_START: u64 = 0;
+/// [`Walk::bp_place`]: it is lost. No saved register is at an odd address.
+pub const NOWHERE: u64 = 1;
+
 /// Where a walk reads tables and stack from, and leaves its frames.
 ///
 /// Indices are below the stated bound; an implementation for BPF masks them all the same, for the verifier.
@@ -53,6 +58,8 @@ pub trait Source {
     /// Told of each word of the stack on which the walk's course depends, with its address: the same registers, tables and words
     /// give the same walk, since each address that is read depends on nothing but those before it.
     fn depend(&mut self, address: u64, word: u64);
+    /// Told that the walk's course depends on the frame pointer that it began with. Most don't: compilers use rbp as any register.
+    fn depend_on_frame_pointer(&mut self);
     /// Told that the walk depends on more than words of the stack.
     fn depend_on_more(&mut self);
 }
@@ -67,6 +74,8 @@ pub struct Walk {
     pub sp: u64,
     /// Frame pointer in that frame.
     pub bp: u64,
+    /// Where `bp` was read, [`AT_START`] or [`NOWHERE`].
+    pub bp_place: u64,
     /// The mapping found last; most calls stay in it.
     pub mapping: Mapping,
     /// Frames kept.
@@ -87,6 +96,7 @@ impl Walk {
             pc,
             sp,
             bp,
+            bp_place: AT_START,
             mapping: Mapping {
                 start: 0,
                 file_offset: 0,
@@ -196,8 +206,14 @@ fn leave<S: Source>(walk: &mut Walk, source: &mut S, address: u64, row: Row) -> 
     let offset = u64::from(row.offset);
     let frame = match row.kind {
         kind::STACK_POINTER => walk.sp.wrapping_add(offset * 8),
-        // A lost frame pointer is 0 (see below), and no frame is at 0.
-        kind::FRAME_POINTER if walk.bp != 0 => walk.bp.wrapping_add(offset * 8),
+        kind::FRAME_POINTER => {
+            use_frame_pointer(walk, source);
+            // A lost frame pointer is 0 (see below), and no frame is at 0.
+            if walk.bp == 0 {
+                return walk.stop(WalkEnd::Unsupported);
+            }
+            walk.bp.wrapping_add(offset * 8)
+        }
         kind::LINKAGE => walk.sp.wrapping_add(if address & 15 >= offset { 16 } else { 8 }),
         kind::END => return walk.stop(WalkEnd::Root),
         kind::SIGNAL => {
@@ -206,6 +222,7 @@ fn leave<S: Source>(walk: &mut Walk, source: &mut S, address: u64, row: Row) -> 
             };
             source.depend_on_more();
             walk.bp = context[0];
+            walk.bp_place = walk.sp.wrapping_add(SIGNAL_CONTEXT_OFFSET);
             // Not a return address: the interrupted instruction itself.
             return walk.go_on(context[6], context[5], 0);
         }
@@ -221,19 +238,22 @@ fn leave<S: Source>(walk: &mut Walk, source: &mut S, address: u64, row: Row) -> 
     source.depend(frame.wrapping_sub(8), return_address);
     match row.frame_pointer {
         FRAME_POINTER_SAME => {}
-        FRAME_POINTER_LOST => walk.bp = 0,
+        FRAME_POINTER_LOST => {
+            walk.bp = 0;
+            walk.bp_place = NOWHERE;
+        }
         // The usual place, `push rbp` first, is in the pair already.
         2 => {
-            source.depend(frame.wrapping_sub(16), below);
             walk.bp = below;
+            walk.bp_place = frame.wrapping_sub(16);
         }
         slot => {
             let place = frame.wrapping_sub(u64::from(slot) * 8);
             let Some(saved) = source.word(place) else {
                 return walk.stop(WalkEnd::BadRead);
             };
-            source.depend(place, saved);
             walk.bp = saved;
+            walk.bp_place = place;
         }
     }
     // Some thread starts without unwind information push a zero instead.
@@ -241,6 +261,16 @@ fn leave<S: Source>(walk: &mut Walk, source: &mut S, address: u64, row: Row) -> 
         return walk.stop(WalkEnd::Root);
     }
     walk.go_on(return_address, frame, 1)
+}
+
+/// Only here a saved frame pointer decides anything: until then it may hold whatever the function had in rbp.
+#[inline(always)]
+fn use_frame_pointer<S: Source>(walk: &Walk, source: &mut S) {
+    if walk.bp_place == AT_START {
+        source.depend_on_frame_pointer();
+    } else if walk.bp_place != NOWHERE {
+        source.depend(walk.bp_place, walk.bp);
+    }
 }
 
 /// Moves to the caller by the chain of frame pointers, where no table covers the address.
@@ -252,6 +282,7 @@ fn leave_by_frame_pointer<S: Source>(walk: &mut Walk, source: &mut S) -> bool {
         WalkEnd::FramePointer
     };
     let bp = walk.bp;
+    use_frame_pointer(walk, source);
     // `push rbp` as a function's first instruction leaves rbp a multiple of 16 (psABI, 3.2.2).
     if bp < walk.sp || bp & 15 != 0 || bp - walk.sp > FRAME_BYTES_MAX {
         return walk.stop(end);
@@ -259,12 +290,12 @@ fn leave_by_frame_pointer<S: Source>(walk: &mut Walk, source: &mut S) -> bool {
     let Some((saved, return_address)) = source.pair(bp) else {
         return walk.stop(end);
     };
-    source.depend(bp, saved);
     source.depend(bp.wrapping_add(8), return_address);
     if !(CODE_MIN..CODE_MAX).contains(&return_address) {
         return walk.stop(end);
     }
     walk.bp = saved;
+    walk.bp_place = bp;
     walk.by_frame_pointer += 1;
     walk.go_on(return_address, bp.wrapping_add(16), 1)
 }

@@ -276,6 +276,13 @@ impl Source for Memory {
     }
 
     #[inline(always)]
+    fn depend_on_frame_pointer(&mut self) {
+        if let Some(memo) = self.memo {
+            memo::depend_on_frame_pointer(memo);
+        }
+    }
+
+    #[inline(always)]
     fn depend_on_more(&mut self) {
         if let Some(memo) = self.memo {
             memo::forget(memo);

@@ -134,6 +134,10 @@ impl<'a, R: FnMut(u64) -> Option<u64>> Source for Process<'a, R> {
         self.words.push((address, word));
     }
 
+    fn depend_on_frame_pointer(&mut self) {
+        // The registers of a walk are its caller's to compare.
+    }
+
     fn depend_on_more(&mut self) {
         // The signal frame's words, which are kept where they are read.
     }
