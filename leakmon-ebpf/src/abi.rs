@@ -29,10 +29,12 @@ pub const RING_BYTES: u32 = 1 << 20;
 /// A callsite that changes is reported at most once in this time.
 pub const REPORT_INTERVAL_NS: u64 = 100_000_000;
 
-/// Flag of a process in `WATCHED`: its descendants are watched too, with the same flags.
+/// Flag of a process in `WATCHED`: its descendants are watched too.
 pub const FOLLOW: u32 = 1;
-/// Flag of a process in `WATCHED`: it stops at its entry point until user space lets it go.
+/// Flag of a process in `WATCHED`: it stops at its entry point until user space lets it go. Not passed on.
 pub const HOLD: u32 = 2;
+/// Flag of a process in `WATCHED`: its children, but not theirs, get [`HOLD`].
+pub const HOLD_CHILDREN: u32 = 4;
 
 /// What a hit of a probe site means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext},
 };
 use aya_log_ebpf::info;
-use leakmon_ebpf::abi::{Cookie, FOLLOW, HOLD, RecordKind};
+use leakmon_ebpf::abi::{Cookie, FOLLOW, HOLD, HOLD_CHILDREN, RecordKind};
 
 /// `SIGSTOP` on x86-64 (`arch/x86/include/uapi/asm/signal.h`).
 const SIGSTOP: u32 = 19;
@@ -35,7 +35,8 @@ pub fn fork(ctx: &RawTracePointContext) -> i32 {
     let Ok(child) = (unsafe { bpf_probe_read_kernel((task + task_tgid_offset()) as *const u32) }) else {
         return 0;
     };
-    let _full = WATCHED.insert(child, flags, 0);
+    let held = if flags & HOLD_CHILDREN != 0 { HOLD } else { 0 };
+    let _full = WATCHED.insert(child, FOLLOW | held, 0);
     emit::emit(
         RecordKind::Fork,
         unsafe { bpf_ktime_get_ns() },

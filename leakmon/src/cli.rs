@@ -18,7 +18,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failure, 2 usage, 3 leak found, 4 this host or target can't be probed.
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failure, 2 usage, 4 this host or target can't be probed.
 `run` exits with its command's code.
 
 Examples:
@@ -69,7 +69,7 @@ Ctrl-C ends the observation and prints the report. Only tasks that are born mean
 #[derive(Debug, Args)]
 pub struct ObserveArgs {
     /// How long to watch, such as `10s` or `5m`
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
     pub duration: Option<Duration>,
     /// Form of the report
     #[arg(long, value_enum, default_value_t = FormatName::Table)]
@@ -95,6 +95,17 @@ pub struct ObserveArgs {
     /// Lets the BPF programs log
     #[arg(long, hide = true)]
     pub debug_programs: bool,
+}
+
+/// Longest observation that can be asked for.
+const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration > DURATION_MAX {
+        return Err("longer than ten years: leave it out to watch until Ctrl-C".to_owned());
+    }
+    Ok(duration)
 }
 
 /// Forms of the report.
@@ -193,6 +204,7 @@ mod tests {
             "leakmon attach",
             "leakmon attach -p x",
             "leakmon attach -p 1 --duration soon",
+            "leakmon attach -p 1 --duration 500000000000y",
             "leakmon attach -p 1 --format xml",
             "leakmon daemon --listen nowhere",
             "leakmon probes",

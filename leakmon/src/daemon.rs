@@ -22,7 +22,7 @@ use crate::{
 };
 use anyhow::Context;
 use images::Images;
-use leakmon_ebpf::abi::{Loss, TargetId};
+use leakmon_ebpf::abi::{HOLD, Loss, TargetId};
 use names::Names;
 use processes::Processes;
 use publication::Publisher;
@@ -114,14 +114,14 @@ impl Observer {
                         self.unwinding.place(finished, &mut self.kernel);
                     }
                 }
+                _ = tick.tick() => {
+                    self.tick();
+                    self.publish();
+                }
                 ready = self.ring.readable() => {
                     if ready.is_ok() {
                         self.drain();
                     }
-                }
-                _ = tick.tick() => {
-                    self.tick();
-                    self.publish();
                 }
             }
             self.let_go();
@@ -148,9 +148,22 @@ impl Observer {
         let dropped = self.kernel.loss()[Loss::RingFull as usize];
         if dropped > self.dropped_events {
             self.dropped_events = dropped;
-            for tgid in self.kernel.watched() {
+            for (tgid, _) in self.kernel.watched().into_iter().filter(|(_, flags)| flags & HOLD != 0) {
                 hold::let_go(tgid);
             }
+        }
+    }
+
+    /// Holds nobody from now on, and lets go whoever is held: nobody reads the ring any more.
+    fn stop_holding(&mut self) {
+        for (tgid, flags) in self.kernel.watched().into_iter().filter(|(_, flags)| flags & HOLD != 0) {
+            if let Err(error) = self.kernel.watch(tgid, flags & !HOLD) {
+                tracing::warn!("process {tgid} may be held once more: {error}");
+            }
+            hold::let_go(tgid);
+        }
+        for (target, _) in self.held.drain(..) {
+            hold::let_go(target.tgid());
         }
     }
 
@@ -257,6 +270,7 @@ impl Observer {
     /// # Errors
     /// None at present; a name that can't be known is no error.
     pub async fn finish(&mut self) -> anyhow::Result<()> {
+        self.stop_holding();
         // A bounded number of turns: a target that runs on can fill the ring as fast as it is read.
         for _ in 0..64 {
             let before: u64 = self.events.iter().sum();
@@ -301,9 +315,7 @@ impl Observer {
     pub fn into_kernel(mut self) -> Kernel {
         // The probes outlive this process by moments: they must hold nobody then.
         self.kernel.unwatch_all();
-        for (target, _) in self.held.drain(..) {
-            hold::let_go(target.tgid());
-        }
+        self.stop_holding();
         self.kernel
     }
 }

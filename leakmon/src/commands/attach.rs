@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
     HideTable::new(args.observe.hide.iter().cloned())?;
+    observation::check_output(&args.observe)?;
     require_capabilities()?;
     let watchable = Watchable::find(&args.exe, &args.pid)?;
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;

@@ -7,8 +7,9 @@ use crate::{
     export::{self, Format, RenderOptions},
     kernel::detach,
 };
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::time::Duration;
+use std::{fs::OpenOptions, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 /// How often the progress line changes.
@@ -48,6 +49,15 @@ impl Drop for Cleared {
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Refuses a report file that can't be written before there is a report to lose.
+pub(super) fn check_output(args: &ObserveArgs) -> anyhow::Result<()> {
+    if let Some(path) = &args.output {
+        let opened = OpenOptions::new().create(true).append(true).open(path);
+        opened.with_context(|| format!("{}: the report can't be written there", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Takes the last numbers, writes the report, and lets the probes go.

@@ -44,6 +44,7 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     let Some((name, arguments)) = args.command.split_first() else {
         return Err(Unprobeable("there is no command after `--`".to_owned()).into());
     };
+    observation::check_output(&args.observe)?;
     let program = find(name)?;
     let (plan, file) = analyse(&program)?;
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
@@ -53,7 +54,8 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     observer.add_image(plan, file, false)?;
     let mut signals = listen()?;
     let mut command = Command::new(&program);
-    command.args(arguments).kill_on_drop(false);
+    // The name as it was given, which is what a shell would pass.
+    command.arg0(name).args(arguments).kill_on_drop(false);
     let mut child = observer.watch_children(|| {
         let refused = |error| Unprobeable(format!("{}: can't be executed: {error}", program.display()));
         Ok(command.spawn().map_err(refused)?)
@@ -71,14 +73,14 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
         };
         observer.observe(false, until).await.flatten()
     };
-    observation::conclude(observer, &args.observe, destination).await?;
+    let written = observation::conclude(observer, &args.observe, destination).await;
     let status = match ended {
         Some(status) => status,
         None => wait(&mut child, &mut signals).await,
     };
-    Ok(Exit::Command(exit_code(
-        status.context("the command's end can't be waited for")?,
-    )))
+    let status = status.context("the command's end can't be waited for")?;
+    written?;
+    Ok(Exit::Command(exit_code(status)))
 }
 
 /// The file that the shell would execute for this name.

@@ -8,7 +8,7 @@ use crate::{
     targets::{self, plan::ProbePlan, processes::ProcessImage},
 };
 use anyhow::Context;
-use leakmon_ebpf::abi::{FOLLOW, HOLD};
+use leakmon_ebpf::abi::{FOLLOW, HOLD_CHILDREN};
 use std::{
     fs::File,
     os::fd::AsRawFd,
@@ -62,6 +62,14 @@ fn executable(exe: &Path) -> anyhow::Result<(ProbePlan, File)> {
 }
 
 fn process(tgid: u32) -> anyhow::Result<(ProbePlan, File)> {
+    let leader = targets::processes::leader(tgid)?;
+    if leader != tgid {
+        return Err(KernelError::Thread {
+            tid: tgid,
+            tgid: leader,
+        }
+        .into());
+    }
     let image = ProcessImage::open(tgid)?;
     let mut plan = targets::analyse(Path::new(&format!("/proc/self/fd/{}", image.file.as_raw_fd())))
         .map_err(|error| error.of_process(tgid, &image.path))?;
@@ -141,6 +149,10 @@ impl Observer {
 
     async fn watch_executable(&mut self, plan: ProbePlan, file: File) -> anyhow::Result<()> {
         let identity = (plan.image.device, plan.image.inode);
+        // Named twice, by another path perhaps: a second set of probes would count everything twice.
+        if self.images.of_file(identity.0, identity.1).is_some() {
+            return Ok(());
+        }
         for tgid in targets::processes::tgids().unwrap_or_default() {
             // One that vanishes, or that may not be looked at, is not ours.
             if ProcessImage::open(tgid).is_ok_and(|image| (image.device, image.inode) == identity) {
@@ -152,12 +164,22 @@ impl Observer {
     }
 
     async fn watch_process(&mut self, tgid: u32, plan: ProbePlan, file: File) -> anyhow::Result<()> {
+        let started = targets::processes::start_time_ticks(tgid)?;
         self.begin(tgid);
         self.prepare().await;
         if self.images.of_file(plan.image.device, plan.image.inode).is_none() {
             self.add_image(plan, file, false)?;
         }
-        Ok(self.kernel.watch(tgid, 0)?)
+        self.kernel.watch(tgid, 0)?;
+        // It may have ended meanwhile, when nobody could be told, and its number may be another process's by now.
+        let lives = targets::processes::start_time_ticks(tgid).ok() == Some(started)
+            // A zombie has no executable any more.
+            && targets::processes::executable_path(tgid).is_ok();
+        if !lives {
+            self.kernel.disown(tgid);
+            return Err(targets::processes::ProcessError::Gone { tgid }.into());
+        }
+        Ok(())
     }
 
     /// Waits, within a bound, until the unwind tables of all known mappings are loaded, so that the first stacks are whole.
@@ -195,15 +217,15 @@ impl Observer {
         self.kernel.attached_sites()
     }
 
-    /// Watches what `spawn` starts, with its descendants. Each process of a known image is held at its entry point until
-    /// its unwind tables are loaded.
+    /// Watches what `spawn` starts, with its descendants. It is held at its entry point until its unwind tables
+    /// are loaded; its descendants are not.
     ///
     /// # Errors
     /// Where too many processes are watched already, or `spawn` fails.
     pub fn watch_children<T>(&mut self, spawn: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         // The programs see the fork of this very process, so the child is watched before it exists.
         let own_tgid = std::process::id();
-        self.kernel.watch(own_tgid, FOLLOW | HOLD)?;
+        self.kernel.watch(own_tgid, FOLLOW | HOLD_CHILDREN)?;
         let spawned = spawn();
         self.kernel.unwatch(own_tgid);
         spawned

@@ -78,7 +78,7 @@ impl Kernel {
     pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<Attached, KernelError> {
         // Through the descriptor the probe reaches exactly the file that was analysed, whatever its path names now.
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        // First, since links are closed in this order: a leakmon that is killed leaves nobody held.
+        // First, since links are closed in this order: a leakmon that is killed soon stops holding.
         if let Some(file_offset) = plan.entry_file_offset {
             self.attach_entry(&path, file_offset, image)?;
         }

@@ -20,6 +20,7 @@ use leakmon_ebpf::abi::{
     TargetEntry, TargetId, Totals,
 };
 use leakmon_ebpf::rows::ProcessMappings;
+use std::collections::HashSet;
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// What the programs are loaded with. Entry counts are bounds of the maps.
@@ -88,6 +89,14 @@ pub enum KernelError {
     /// A map is not of the expected form.
     #[error("the BPF map `{0}` can't be used: {1}")]
     Map(&'static str, MapError),
+    /// A thread was named where a process is needed.
+    #[error("{tid} is a thread of process {tgid}: give -p {tgid}")]
+    Thread {
+        /// What was named.
+        tid: u32,
+        /// Its process.
+        tgid: u32,
+    },
     /// There is no room for another target.
     #[error("{0} processes are watched already, which is the bound")]
     TooManyTargets(u32),
@@ -185,15 +194,22 @@ impl Kernel {
         self.watched.remove(&tgid);
     }
 
-    /// The processes that are watched by number.
+    /// The processes that are watched by number, with their flags.
     #[must_use]
-    pub fn watched(&self) -> Vec<u32> {
-        self.watched.entries().into_iter().map(|(tgid, _)| tgid).collect()
+    pub fn watched(&self) -> Vec<(u32, u32)> {
+        self.watched.entries()
+    }
+
+    /// Forgets that a process was to be watched, since it has gone.
+    pub fn disown(&mut self, tgid: u32) {
+        self.watched.remove(&tgid);
+        self.targets.remove(&tgid);
+        self.mappings.remove(&tgid);
     }
 
     /// Stops watching processes by number, so that none is held that nobody would let go.
     pub fn unwatch_all(&mut self) {
-        for tgid in self.watched() {
+        for (tgid, _) in self.watched() {
             self.watched.remove(&tgid);
         }
     }
@@ -279,7 +295,7 @@ impl Kernel {
         Ok(number)
     }
 
-    /// Forgets targets: their live tasks, counters and totals. Stacks stay, since targets share them.
+    /// Forgets targets: their live tasks, counters, totals, and the stacks that no other target has.
     ///
     /// # Errors
     /// Where the kernel can't run the sweep.
@@ -288,14 +304,19 @@ impl Kernel {
             let _bounded_by_targets = self.purged.insert(&target.0, &0);
         }
         let swept = self.sweep();
-        let of_gone: Vec<CountKey> = self
+        let (of_gone, of_others): (Vec<CountKey>, Vec<CountKey>) = self
             .counts
             .entries()
             .into_iter()
-            .filter_map(|(key, _)| gone.contains(&TargetId(key.target)).then_some(key))
-            .collect();
+            .map(|(key, _)| key)
+            .partition(|key| gone.contains(&TargetId(key.target)));
+        let still_used: HashSet<u64> = of_others.iter().map(|key| key.stack).collect();
         for key in &of_gone {
             self.counts.remove(key);
+            // A target that comes to the same stack just now is counted under its site alone, which is all that is lost.
+            if !still_used.contains(&key.stack) {
+                self.stacks.remove(&key.stack);
+            }
         }
         for target in gone {
             self.totals.remove(&target.0);

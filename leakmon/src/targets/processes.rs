@@ -151,6 +151,17 @@ pub fn start_time_ticks(tgid: u32) -> Result<u64, ProcessError> {
     Ok(ticks)
 }
 
+/// The process that a thread belongs to: itself for a group leader (`Tgid` of `/proc/TID/status`).
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn leader(tid: u32) -> Result<u32, ProcessError> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status"))
+        .map_err(|source| ProcessError::new(tid, "status", source))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    Ok(line.and_then(|tgid| tgid.trim().parse().ok()).unwrap_or(tid))
+}
+
 /// Path of the executable as the process sees it, ` (deleted)` included. Only to be shown: open it with
 /// [`ProcessImage`].
 ///

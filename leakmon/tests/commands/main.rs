@@ -162,6 +162,22 @@ fn without_root_the_missing_capability_is_named() {
 }
 
 #[test]
+fn a_report_that_cannot_be_written_is_refused_before_the_command_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let (report, proof) = (folder.path().join("nowhere/report"), folder.path().join("proof"));
+    let arguments = [
+        "run",
+        "-o",
+        report.to_str().unwrap(),
+        "--",
+        "touch",
+        proof.to_str().unwrap(),
+    ];
+    refuses(&arguments, 1, &["nowhere/report", "can't be written"]);
+    assert!(!proof.exists());
+}
+
+#[test]
 fn usage_errors_are_not_probing_errors() {
     refuses(&["attach"], USAGE, &["--pid"]);
     refuses(&["run"], USAGE, &["CMD"]);
