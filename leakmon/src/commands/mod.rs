@@ -13,6 +13,7 @@ mod run;
 use crate::{
     cli::{Cli, Command, ObserveArgs},
     config::ConfigError,
+    export::escape::is_hostile,
     kernel::{KernelError, Settings},
     symbols::hidden::HideError,
     targets::{AnalyseError, processes::ProcessError},
@@ -115,7 +116,20 @@ fn settings(args: &ObserveArgs) -> Settings {
 
 /// Says one line on stderr.
 fn say(line: &str) {
-    let _closed = writeln!(io::stderr(), "leakmon: {line}");
+    let _closed = writeln!(io::stderr(), "leakmon: {}", harmless(line));
+}
+
+/// A sentence in which paths of targets may stand, without what a terminal would obey. Line ends stay: the parser of the
+/// configuration shows a line of it.
+fn harmless(text: &str) -> String {
+    let shown = |character: char| {
+        if character != '\n' && is_hostile(character) {
+            character.escape_default().collect()
+        } else {
+            String::from(character)
+        }
+    };
+    text.chars().map(shown).collect()
 }
 
 /// Writes to stdout. A reader that has gone wants no more: that is no failure.
@@ -155,5 +169,16 @@ impl Destination<'_> {
                 std::fs::write(path, bytes).with_context(|| format!("{}: can't be written", path.display()))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_gives_a_terminal_nothing_to_obey() {
+        assert_eq!(harmless("a \u{1b}[2J b\nc \u{202e}"), "a \\u{1b}[2J b\nc \\u{202e}");
+        assert_eq!(harmless("/usr/bin/föö: no such file"), "/usr/bin/föö: no such file");
     }
 }

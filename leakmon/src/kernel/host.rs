@@ -154,7 +154,7 @@ fn bpf_file_system() -> Check {
     let finding = if mounted {
         Finding::Fine("mounted".to_owned())
     } else {
-        Finding::Lacking("not mounted: counts can't outlive the daemon; `mount -t bpf bpf /sys/fs/bpf`".to_owned())
+        Finding::Lacking("not mounted; nothing needs it yet: `mount -t bpf bpf /sys/fs/bpf`".to_owned())
     };
     check("BPF file system", finding)
 }
