@@ -6,7 +6,13 @@
 use crate::{cli::DaemonArgs, kernel::Settings};
 use leakmon_ebpf::abi::{COUNTS_ENTRIES_MAX, LIVE_ENTRIES_MAX, RING_BYTES, STACKS_ENTRIES_MAX};
 use serde::Deserialize;
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// L-E-A-K on a keypad.
 pub const DEFAULT_PORT: u16 = 5325;
@@ -115,7 +121,7 @@ impl Config {
         let mut config = match &args.config {
             None => Self::default(),
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                let text = read_bounded(path).map_err(|source| ConfigError::Read {
                     path: path.clone(),
                     source,
                 })?;
@@ -195,6 +201,22 @@ impl Config {
     }
 }
 
+/// Bytes of a configuration file; a thousand long paths fit.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads a regular file: a device or a FIFO could go on, or keep us waiting, for ever.
+fn read_bounded(path: &Path) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut text = String::new();
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other("larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
 /// Durations as people write them.
 mod interval {
     use serde::{Deserialize, Deserializer, de::Error};
@@ -250,6 +272,18 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn only_a_regular_file_of_some_size_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("leakmon.toml");
+        for (len, taken) in [(FILE_BYTES_MAX, true), (FILE_BYTES_MAX + 1, false)] {
+            std::fs::write(&path, " ".repeat(len as usize)).unwrap();
+            assert_eq!(read_bounded(&path).is_ok(), taken, "{len}");
+        }
+        assert!(read_bounded(Path::new("/dev/zero")).is_err());
+        assert!(read_bounded(folder.path()).is_err());
     }
 
     #[test]

@@ -300,8 +300,14 @@ impl Kernel {
     /// # Errors
     /// Where the kernel can't run the sweep.
     pub fn forget(&mut self, gone: &[TargetId]) -> Result<(), KernelError> {
+        // As many at once as the map of those to purge holds.
+        let parts = gone.chunks(self.purged.capacity() as usize);
+        parts.map(|part| self.forget_part(part)).fold(Ok(()), Result::and)
+    }
+
+    fn forget_part(&mut self, gone: &[TargetId]) -> Result<(), KernelError> {
         for target in gone {
-            let _bounded_by_targets = self.purged.insert(&target.0, &0);
+            let _fits = self.purged.insert(&target.0, &0);
         }
         let swept = self.sweep();
         let (of_gone, of_others): (Vec<CountKey>, Vec<CountKey>) = self
