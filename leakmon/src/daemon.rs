@@ -38,7 +38,7 @@ const TICK: Duration = Duration::from_millis(250);
 const SWEEP_REST: u32 = 200;
 
 /// How long a command is held at its entry point for its unwind tables; they take milliseconds.
-const HOLD_MAX: Duration = Duration::from_secs(2);
+const HOLD_MAX: Duration = Duration::from_secs(5);
 
 /// How long the last report waits for names; what is not resolved by then is shown by image and offset.
 const NAMES_WAIT: Duration = Duration::from_secs(60);

@@ -95,11 +95,21 @@ impl Drop for Daemon {
     }
 }
 
-/// Id of the callsite of a process that has these counts.
-fn leaking(report: &Report, tgid: u32, counts: Counts) -> Option<String> {
-    let mut callsites = report.callsites().iter();
-    let callsite = callsites.find(|site| site["pid"] == tgid && Counts::of(site) == counts)?;
-    Some(callsite["id"].as_str().unwrap().to_owned())
+/// The callsites of a process whose tasks are of the leaking type: their ids, and their counts together. More than one
+/// where the machine is busy, since stacks are cut short until the process's unwind tables are loaded.
+fn leaking(report: &Report, tgid: u32) -> (Vec<String>, Counts) {
+    let mut ids = Vec::new();
+    let mut sum = Counts::default();
+    for site in report.callsites().iter().filter(|site| site["pid"] == tgid) {
+        if site["task_type"]
+            .as_str()
+            .is_some_and(|name| name.contains("::handle_conn::"))
+        {
+            ids.push(site["id"].as_str().unwrap().to_owned());
+            sum.add(Counts::of(site));
+        }
+    }
+    (ids, sum)
 }
 
 /// Counts of a process, where it is shown.
@@ -160,9 +170,9 @@ fn the_daemon_serves_what_it_counts() {
         .counts;
     // Other tests' processes of the same executable are targets too, and names come a moment after counts.
     let report = daemon.await_report("the victim's truth with its leak", |report| {
-        of_victim(report, victim.tgid()) == Some(truth.total()) && leaking(report, victim.tgid(), leak).is_some()
+        of_victim(report, victim.tgid()) == Some(truth.total()) && leaking(report, victim.tgid()).1 == leak
     });
-    let id = leaking(&report, victim.tgid(), leak).unwrap();
+    let (ids, _) = leaking(&report, victim.tgid());
     assert_eq!(daemon.request("/readyz").0, 200);
     assert_eq!(daemon.request("/livez").0, 200);
     assert_eq!(daemon.request("/nothing").0, 404);
@@ -170,17 +180,14 @@ fn the_daemon_serves_what_it_counts() {
 
     let metrics = daemon.get("/metrics");
     check_with_promtool(&metrics);
-    let short = format!("callsite=\"{}", &id[..8]);
     for (name, expected) in [
         ("leakmon_tasks_live", leak.live),
         ("leakmon_tasks_spawned_total", leak.spawned),
         ("leakmon_tasks_ended_total", leak.ended),
     ] {
-        assert_eq!(
-            sample(&metrics, name, &[&mine, &short]),
-            Some(expected as f64),
-            "{name} of {id}: {metrics}"
-        );
+        let of_id = |id: &String| sample(&metrics, name, &[&mine, &format!("callsite=\"{}", &id[..8])]);
+        let sum: Option<f64> = ids.iter().map(of_id).sum();
+        assert_eq!(sum, Some(expected as f64), "{name} of {ids:?}: {metrics}");
     }
     assert!(daemon.get("/folded").contains("handle_conn"));
 

@@ -21,7 +21,7 @@ impl Counts {
         }
     }
 
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.spawned += other.spawned;
         self.ended += other.ended;
         self.live += other.live;
