@@ -51,8 +51,10 @@ enum Command {
         #[arg(default_value_t = 600)]
         seconds: u32,
     },
-    /// Measure what leakmon costs the program that it watches
+    /// Measure what leakmon costs, as ratios within one run
     Bench {
+        /// What to measure; all that says how leakmon compares where none is named
+        subjects: Vec<bench::Subject>,
         /// How often each configuration runs
         #[arg(long, default_value_t = 7)]
         rounds: usize,
@@ -73,7 +75,11 @@ fn main() -> ExitCode {
         Command::Test => test::run(&workspace),
         Command::Tidy => tidy::run(&workspace),
         Command::Fuzz { seconds } => fuzz::run(&workspace, seconds),
-        Command::Bench { rounds, tasks } => bench::run(&workspace, rounds, tasks),
+        Command::Bench {
+            subjects,
+            rounds,
+            tasks,
+        } => bench::run(&workspace, &subjects, bench::Effort { rounds, tasks }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

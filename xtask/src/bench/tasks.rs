@@ -1,9 +1,10 @@
-//! `cargo xtask bench`: what leakmon costs the program that it watches.
+//! What a task costs more under leakmon, in a program that does nothing but spawn.
 //!
 //! In: the victim `spawn_heavy`, which times itself. Out: a table on standard output. The floor is the same probes with
 //! programs that do nothing: what any tool pays that probes these instructions. The configurations take turns, round by
 //! round, so that a machine that slows down slows all of them; the middle of the rounds counts.
 
+use super::{Effort, summary::Summary};
 use crate::{
     build_ebpf,
     victims::{self, Build},
@@ -46,7 +47,7 @@ const CONFIGURATIONS: [Configuration; 5] = [
 ];
 
 /// Runs the rounds and prints the table.
-pub(crate) fn run(workspace: &Workspace, rounds: usize, tasks: usize) -> Result<()> {
+pub(super) fn run(workspace: &Workspace, Effort { rounds, tasks }: Effort) -> Result<()> {
     build_ebpf::run(workspace, false)?;
     let leakmon = victims::build_leakmon(workspace)?;
     victims::build(workspace, Build::Release, Some(VICTIM))?;
@@ -90,30 +91,6 @@ fn command(workspace: &Workspace, leakmon: &Path, victim: &Path, configuration: 
     command
 }
 
-/// The middle of some samples, and how far they spread.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Summary {
-    median: f64,
-    low: f64,
-    high: f64,
-}
-
-impl Summary {
-    /// `None` where there are no samples.
-    fn of(samples: &[f64]) -> Option<Self> {
-        let mut sorted = samples.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let (low, high) = (*sorted.first()?, *sorted.last()?);
-        let half = sorted.len() / 2;
-        let median = if sorted.len().is_multiple_of(2) {
-            (sorted[half - 1] + sorted[half]) / 2.0
-        } else {
-            sorted[half]
-        };
-        Some(Self { median, low, high })
-    }
-}
-
 /// Rows in the order of [`CONFIGURATIONS`].
 fn table(summaries: &[Summary]) -> String {
     let mut text = String::from("| configuration | ns a task | lowest | highest | added | added, of the floor |\n");
@@ -140,18 +117,6 @@ fn table(summaries: &[Summary]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_middle_counts() {
-        for (samples, median, low, high) in [
-            (&[3.0, 1.0, 2.0][..], 2.0, 1.0, 3.0),
-            (&[4.0, 1.0, 2.0, 100.0], 3.0, 1.0, 100.0),
-            (&[5.0], 5.0, 5.0, 5.0),
-        ] {
-            assert_eq!(Summary::of(samples), Some(Summary { median, low, high }));
-        }
-        assert_eq!(Summary::of(&[]), None);
-    }
 
     #[test]
     fn what_is_added_is_compared_with_the_floor() {

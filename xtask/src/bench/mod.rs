@@ -1,0 +1,41 @@
+//! `cargo xtask bench`: what leakmon costs, measured as ratios within one run.
+//!
+//! In: the subjects that were asked for. Out: a table each on standard output. One file a subject, one line each in
+//! [`Subject`] and [`run`]; nothing here measures anything itself.
+
+mod summary;
+mod tasks;
+
+use crate::workspace::Workspace;
+use anyhow::Result;
+use clap::ValueEnum;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    /// Nanoseconds that a task costs more in a program that only spawns
+    Tasks,
+}
+
+/// Measured where no subject is named, in this order.
+const DEFAULT: [Subject; 1] = [Subject::Tasks];
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// How often each configuration runs.
+    pub(crate) rounds: usize,
+    /// Tasks that a run times.
+    pub(crate) tasks: usize,
+}
+
+/// Measures the subjects, one after the other.
+pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], effort: Effort) -> Result<()> {
+    let subjects = if subjects.is_empty() { &DEFAULT[..] } else { subjects };
+    for subject in subjects {
+        match subject {
+            Subject::Tasks => tasks::run(workspace, effort)?,
+        }
+    }
+    Ok(())
+}
