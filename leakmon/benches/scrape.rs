@@ -128,6 +128,7 @@ async fn run() -> std::io::Result<bool> {
     let source = Source {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot())),
         heartbeat: Arc::new(Heartbeat::since(Instant::now())),
+        evicted: Arc::default(),
     };
     let server = tokio::spawn(http::serve(
         listener,

@@ -18,6 +18,8 @@ pub struct SelfMetrics {
     pub cheap_sites: u64,
     /// Attached probe sites that the kernel single-steps.
     pub slow_sites: u64,
+    /// HTTP connections that had to make room for others.
+    pub http_evicted: u64,
 }
 
 /// How full a BPF map is.

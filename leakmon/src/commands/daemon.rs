@@ -36,6 +36,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let source = Source {
         snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::initial())),
         heartbeat: Arc::new(Heartbeat::since(Instant::now())),
+        evicted: Arc::default(),
     };
     let (stop, stopped) = oneshot::channel();
     let server = start_server(listener, source.clone(), stopped)?;

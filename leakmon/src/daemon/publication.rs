@@ -15,7 +15,10 @@ use crate::{
     self_metrics::{MapFill, SelfMetrics},
 };
 use leakmon_ebpf::abi::{Loss, TargetId};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 /// Names of [`Loss::ALL`] in `leakmon_events_dropped_total`.
 const LOSS_NAMES: [&str; Loss::ALL.len()] = [
@@ -134,6 +137,10 @@ impl Observer {
             targets: statuses.into_iter().map(|word| (word, with_status(word))).collect(),
             cheap_sites: self.kernel.attached_sites() as u64 - slow_sites,
             slow_sites,
+            http_evicted: self
+                .publisher
+                .as_ref()
+                .map_or(0, |publisher| publisher.source.evicted.load(Ordering::Relaxed)),
         }
     }
 }

@@ -3,8 +3,11 @@
 //! In: requests, and what [`super::snapshot`] holds. Out: texts of the formats. A request never symbolises, never
 //! touches BPF, never waits for the event path; texts are made on a blocking thread, a few at a time.
 //!
-//! Every client is bounded: so many connections, so long for a request's head, so long for a connection as a whole. A
-//! connection beyond the bound is not refused, it waits in the listener's backlog, which the kernel bounds.
+//! How many clients there may be, and how slow, is in [`connections`].
+
+mod connections;
+
+pub use connections::Limits;
 
 use super::Format;
 use super::escape;
@@ -19,29 +22,20 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::future::Future;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 /// `/livez` fails when the event loop has not run for this long. It ticks every second or so.
 pub const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(30);
 
 /// Texts that are made at once; further requests wait.
 const RENDERS_MAX: usize = 2;
-
-/// Bytes buffered for a connection; bounds a request's head, too (431 beyond it).
-const BUFFER_BYTES_MAX: usize = 64 * 1024;
-
-/// Pause after a failed accept that is likely to fail again at once, such as for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// `PID_MAX_LIMIT`, `include/linux/threads.h`.
 const TGID_MAX: u32 = 1 << 22;
@@ -60,30 +54,6 @@ const INDEX: &str = "leakmon
 The first three take ?pid= and ?kind=.
 ";
 
-/// Bounds of the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections served at once.
-    pub connections: usize,
-    /// Longest wait for a request's head, idle time between requests included.
-    pub head: Duration,
-    /// Longest life of a connection; a reply under way then has `drain` left.
-    pub connection: Duration,
-    /// Longest wait for replies under way when the server or a connection is shut down.
-    pub drain: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 256,
-            head: Duration::from_secs(10),
-            connection: Duration::from_secs(120),
-            drain: Duration::from_secs(5),
-        }
-    }
-}
-
 /// What requests may read.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -91,6 +61,8 @@ pub struct Source {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Beaten by the daemon's loop.
     pub heartbeat: Arc<Heartbeat>,
+    /// Connections that had to make room for others, counted by the server.
+    pub evicted: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -116,71 +88,9 @@ pub async fn serve(
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    let evicted = Arc::clone(&source.evicted);
     let service = TowerToHyperService::new(router(source));
-    let slots = Arc::new(Semaphore::new(limits.connections));
-    // Dropping the sender tells all connections to stop.
-    let (stop, stopped) = watch::channel(());
-    let mut connections = JoinSet::new();
-    let mut shutdown = pin!(shutdown);
-    loop {
-        let accepted = tokio::select! {
-            () = &mut shutdown => break,
-            accepted = accept(&listener, &slots) => accepted,
-        };
-        let (stream, slot) = accepted?;
-        while connections.try_join_next().is_some() {}
-        connections.spawn(connection(stream, service.clone(), limits, stopped.clone(), slot));
-    }
-    drop(stop);
-    // Each ends within `limits.drain`.
-    while connections.join_next().await.is_some() {}
-    Ok(())
-}
-
-/// The next connection, once there is room for it.
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
-    loop {
-        let error = match listener.accept().await {
-            Ok((stream, _)) => return Ok((stream, slot)),
-            Err(error) => error,
-        };
-        // accept(2): errors that are already pending on the new socket come out of accept, so most are no fault of the
-        // listener.
-        match error.raw_os_error() {
-            Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK) => return Err(error),
-            Some(libc::ECONNABORTED | libc::ECONNRESET | libc::EINTR) => {}
-            _ => {
-                tracing::warn!(%error, "an HTTP connection could not be accepted; trying again");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-async fn connection(
-    stream: TcpStream,
-    service: TowerToHyperService<Router>,
-    limits: Limits,
-    mut stopped: watch::Receiver<()>,
-    _slot: OwnedSemaphorePermit,
-) {
-    // Without it a reply may wait for the client's delayed acknowledgement; nothing is lost if it can't be set.
-    let _ = stream.set_nodelay(true);
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
-        .max_buf_size(BUFFER_BYTES_MAX);
-    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    tokio::select! {
-        // A client that breaks off or breaks the protocol is its own problem.
-        _ = &mut served => return,
-        _ = stopped.changed() => {}
-        () = tokio::time::sleep(limits.connection) => {}
-    }
-    served.as_mut().graceful_shutdown();
-    let _ = tokio::time::timeout(limits.drain, served).await;
+    connections::serve(listener, service, limits, &evicted, shutdown).await
 }
 
 fn router(source: Source) -> Router {

@@ -200,6 +200,12 @@ fn own_counters(text: &mut String, table: &SeriesTable, loss: &LossReport, own: 
             counter,
             one(table.refused_processes),
         ),
+        (
+            "leakmon_http_evicted_total",
+            "HTTP connections that had to make room for others.",
+            counter,
+            one(own.http_evicted),
+        ),
     ] {
         encode(text, name, help, kind, samples)?;
     }

@@ -30,6 +30,7 @@ pub(crate) fn own() -> SelfMetrics {
         targets: vec![("attached", 1), ("partial", 1)],
         cheap_sites: 49,
         slow_sites: 1,
+        http_evicted: 2,
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod attach;
 pub mod btf;
 pub mod clock;
+pub mod code_mappings;
 pub mod detach;
 pub mod event;
 pub mod host;

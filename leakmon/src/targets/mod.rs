@@ -5,6 +5,7 @@
 //!
 //! | file | knows |
 //! | --- | --- |
+//! | `identity`, `cgroup`, `rules` | who a process is, in which container, and whether it is wanted |
 //! | `opening` | how to open a file without being held up, and what to say where there is no plan |
 //! | `image` | ELF: loaded bytes, relocated words, functions, symbols |
 //! | `references` | which code names an address |
@@ -12,8 +13,11 @@
 //! | `runtimes` | the table of runtimes, each with its finder |
 //! | `tokio` | the only one so far |
 
+pub mod cgroup;
+pub mod identity;
 pub mod plan;
 pub mod processes;
+pub mod rules;
 pub mod runtimes;
 pub mod unwind;
 

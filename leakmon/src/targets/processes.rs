@@ -72,7 +72,7 @@ pub enum ProcessError {
 
 impl ProcessError {
     /// Sorts an error of reading `what` of a process.
-    fn new(tgid: u32, what: &str, source: io::Error) -> Self {
+    pub(super) fn new(tgid: u32, what: &str, source: io::Error) -> Self {
         let what = what.to_owned();
         match source.raw_os_error() {
             Some(libc::ENOENT | libc::ESRCH) => Self::Gone { tgid },

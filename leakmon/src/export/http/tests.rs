@@ -1,13 +1,16 @@
 //! The server over real loopback sockets: routes, limits, slow and broken clients.
 
+use super::connections::BUFFER_BYTES_MAX;
 use super::*;
 use crate::export::samples;
 use crate::export::series::{Limits as SeriesLimits, SeriesBook};
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// Longer than any answer here takes; a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,6 +34,7 @@ async fn start(snapshot: Snapshot, origin: Instant, limits: Limits) -> Server {
     let source = Source {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
         heartbeat: Arc::new(Heartbeat::since(origin)),
+        evicted: Arc::default(),
     };
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async move {
@@ -212,30 +216,77 @@ async fn probes_of_health_tell_a_stuck_loop_and_a_missing_attach() {
 }
 
 #[tokio::test]
-async fn a_connection_beyond_the_bound_waits_for_room() {
+async fn a_connection_beyond_the_bound_takes_the_place_of_the_one_that_asked_longest_ago() {
     let limits = Limits {
-        connections: 1,
+        connections: 2,
+        // Not what ends them.
+        head: 9 * PATIENCE,
+        connection: 9 * PATIENCE,
         ..Limits::default()
     };
     let server = start(snapshot(), Instant::now(), limits).await;
-    let mut first = TcpStream::connect(server.address).await.unwrap();
-    first
+    let mut idle = asked(server.address).await;
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    // The server has seen both once this one has asked again.
+    let mut busy = asked(server.address).await;
+    assert_eq!(rest(&mut idle).await, "ok\n", "closed after what it had asked for");
+    ask_again(&mut busy).await;
+    assert_eq!(ask(server.address, "GET", "/livez").await.0, 200);
+    assert_eq!(rest(&mut silent).await, "", "closed without having asked");
+    ask_again(&mut busy).await;
+    assert_eq!(server.source.evicted.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn slow_clients_push_out_each_other_only() {
+    let limits = Limits {
+        connections: 8,
+        head: 9 * PATIENCE,
+        connection: 9 * PATIENCE,
+        ..Limits::default()
+    };
+    let server = start(snapshot(), Instant::now(), limits).await;
+    let mut slow = Vec::new();
+    for number in 0..200_u64 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: ").await.unwrap();
+        slow.push(stream);
+        if number % 10 == 0 {
+            assert_eq!(ask(server.address, "GET", "/metrics").await.0, 200);
+        }
+    }
+    // Whoever came before this one has been let in by the time it is answered.
+    assert_eq!(ask(server.address, "GET", "/metrics").await.0, 200);
+    assert!(server.source.evicted.load(Ordering::Relaxed) >= 200 - 8);
+}
+
+/// A connection that has asked once and been answered but for the body.
+async fn asked(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream
         .write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n")
         .await
         .unwrap();
-    let mut start = [0; 12];
-    first.read_exact(&mut start).await.unwrap();
-    assert_eq!(&start, b"HTTP/1.1 200");
+    read_head(&mut stream).await;
+    stream
+}
 
-    let mut second = TcpStream::connect(server.address).await.unwrap();
-    second
-        .write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+async fn ask_again(stream: &mut TcpStream) {
+    let mut body = [0; 3];
+    stream.read_exact(&mut body).await.unwrap();
+    stream
+        .write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n")
         .await
         .unwrap();
-    let early = tokio::time::timeout(Duration::from_millis(200), second.readable()).await;
-    assert!(early.is_err(), "the first connection still has the only slot");
-    drop(first);
-    assert!(rest(&mut second).await.starts_with("HTTP/1.1 200"));
+    read_head(stream).await;
+}
+
+async fn read_head(stream: &mut TcpStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tokio::time::timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&head));
 }
 
 #[tokio::test]
