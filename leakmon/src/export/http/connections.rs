@@ -111,7 +111,7 @@ pub(super) async fn serve(
         };
         let stream = accepted?;
         while let Some(ended) = connections.try_join_next() {
-            forget(&mut peers, ended);
+            forget(&mut peers, &ended);
         }
         while peers.len() >= limits.connections {
             if let Some(idle) = peers.values().min_by_key(|peer| peer.asked_ns.load(Ordering::Relaxed)) {
@@ -120,7 +120,7 @@ pub(super) async fn serve(
             }
             // It ends as soon as it runs; if another one ends first, that makes room as well.
             match connections.join_next().await {
-                Some(ended) => forget(&mut peers, ended),
+                Some(ended) => forget(&mut peers, &ended),
                 None => peers.clear(),
             }
         }
@@ -138,9 +138,9 @@ pub(super) async fn serve(
     Ok(())
 }
 
-fn forget(peers: &mut HashMap<u64, Arc<Peer>>, ended: Result<u64, tokio::task::JoinError>) {
+fn forget(peers: &mut HashMap<u64, Arc<Peer>>, ended: &Result<u64, tokio::task::JoinError>) {
     match ended {
-        Ok(number) => drop(peers.remove(&number)),
+        Ok(number) => drop(peers.remove(number)),
         // Nothing aborts a connection, and a handler that panics is a bug; its peer is forgotten with the others that have gone.
         Err(_) => peers.retain(|_, peer| Arc::strong_count(peer) > 1),
     }
