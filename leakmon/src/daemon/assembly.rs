@@ -12,9 +12,9 @@ use super::{
 use crate::{
     export::report::{
         CallsiteReport, EntityCounts, Frame, Location, LossReport, Report, SCHEMA, SiteCounts, StackReport,
-        TargetReport, TargetStatus, Verdict,
+        StateCounts, TargetReport, TargetStatus, Verdict,
     },
-    live::{Live, StackCount, Target},
+    live::{Live, StackCount, States, Target},
     symbols::{ResolvedFrame, callsite::CallsiteId, names::one_of},
 };
 use leakmon_ebpf::abi::{Loss, Role, TargetId};
@@ -106,7 +106,7 @@ impl Assembly<'_> {
             growth_per_minute: None,
             verdict: Verdict::Unknown,
             evidence: None,
-            states: None,
+            states: states(entries),
             task_type,
             location: location.map(place).unwrap_or_default(),
             stacks: entries.iter().map(stack).collect(),
@@ -220,6 +220,21 @@ fn refused(process: &processes::Refused) -> TargetReport {
         thread: None,
         exited: false,
     }
+}
+
+/// `None` where nothing was read of any of the stacks.
+fn states(entries: &[Entry<'_>]) -> Option<StateCounts> {
+    let mut read = entries.iter().filter_map(|entry| entry.count.states).peekable();
+    read.peek()?;
+    let mut sum = States::default();
+    read.for_each(|states| sum += states);
+    Some(StateCounts {
+        sampled: sum.sampled,
+        idle: sum.idle,
+        scheduled: sum.scheduled,
+        running: sum.running,
+        unwakeable: sum.unwakeable,
+    })
 }
 
 fn place(frame: &ResolvedFrame) -> Location {

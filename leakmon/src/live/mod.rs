@@ -3,6 +3,10 @@
 //! In: [`Event`]s, the kernel's counters, and a time. Out: what is live, per target and stack. Pure: no IO, no clock, no
 //! names. The kernel's counters are the truth; an event only brings them sooner.
 
+mod states;
+
+pub use states::States;
+
 use crate::kernel::event::Event;
 use leakmon_ebpf::abi::{Cookie, CountKey, CountValue, TargetId, Totals};
 use std::collections::{BTreeMap, HashMap};
@@ -33,6 +37,8 @@ pub struct StackCount {
     pub ended: u64,
     /// Birth of the oldest that is alive, as of the last sweep; `CLOCK_MONOTONIC` nanoseconds.
     pub oldest_born_ns: Option<u64>,
+    /// What the live tasks are doing; `None` where it was not read.
+    pub states: Option<States>,
 }
 
 impl StackCount {
@@ -159,6 +165,13 @@ impl Live {
         }
     }
 
+    /// Takes what the tasks of a stack are doing; `None` where it can't be read any more.
+    pub fn set_states(&mut self, key: StackKey, states: Option<States>) {
+        if let Some(count) = self.stacks.get_mut(&key) {
+            count.states = states;
+        }
+    }
+
     /// Notes that a target's process is gone. What it held stays until [`Self::forget`].
     pub fn exited(&mut self, target: TargetId, time_ns: u64) {
         if let Some(known) = self.targets.get_mut(&target) {
@@ -222,6 +235,7 @@ impl Live {
             born: 0,
             ended: 0,
             oldest_born_ns: None,
+            states: None,
         };
         let count = self.stacks.entry(key).or_insert(fresh);
         count.born = count.born.max(born);

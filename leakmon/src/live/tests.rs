@@ -71,6 +71,24 @@ fn only_the_last_sweep_says_who_is_oldest() {
 }
 
 #[test]
+fn states_belong_to_a_stack_that_is_known() {
+    let states = States {
+        sampled: 3,
+        idle: 2,
+        running: 1,
+        ..States::default()
+    };
+    let mut live = Live::default();
+    live.read(&[(key(TARGET, 5).0, count(3, 0, 0, 0))], None, 1);
+    live.set_states(key(TARGET, 5).1, Some(states));
+    live.set_states(key(TARGET, 6).1, Some(states));
+    assert_eq!(seen(&live, 5).states, Some(states));
+    assert_eq!(live.stacks().count(), 1);
+    live.set_states(key(TARGET, 5).1, None);
+    assert_eq!(seen(&live, 5).states, None);
+}
+
+#[test]
 fn an_exec_ends_one_target_and_begins_another() {
     let mut live = Live::default();
     let after = TargetId(2);
