@@ -8,7 +8,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Changes whenever a layout below changes; pinned maps of another version are discarded.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Most frames of a stack. 127 is what the kernel's own stack helpers keep (`PERF_MAX_STACK_DEPTH`).
 pub const FRAMES_MAX: usize = 127;
@@ -228,6 +228,34 @@ layout! {
     }
 }
 
+/// Classes of age that a sweep tells live tasks apart by: the first is younger than a second, and each bound is four times
+/// the one before; the last class is older than 4096 seconds.
+pub const AGE_CLASSES: usize = 8;
+
+/// The class of an age: how many of the bounds 1, 4, 16, 64, 256, 1024 and 4096 seconds it has reached.
+#[inline(always)]
+#[must_use]
+pub const fn age_class(age_ns: u64) -> u32 {
+    const SECOND: u64 = 1_000_000_000;
+    (age_ns >= SECOND) as u32
+        + (age_ns >= 4 * SECOND) as u32
+        + (age_ns >= 16 * SECOND) as u32
+        + (age_ns >= 64 * SECOND) as u32
+        + (age_ns >= 256 * SECOND) as u32
+        + (age_ns >= 1024 * SECOND) as u32
+        + (age_ns >= 4096 * SECOND) as u32
+}
+
+layout! {
+    /// Value of `AGES` (key: [`CountKey`]): how old the live tasks of a stack were at a sweep.
+    pub struct Ages {
+        /// Number of the last sweep that found a live task here.
+        pub swept: u64,
+        /// Live tasks by [`age_class`].
+        pub classes: [u32; AGE_CLASSES],
+    }
+}
+
 /// Why a stack walk stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
@@ -418,6 +446,16 @@ mod tests {
                 assert_eq!(cookie.is_for_every_process(), every);
             }
         }
+    }
+
+    #[test]
+    fn ages_are_told_apart_at_powers_of_four_seconds() {
+        assert_eq!(age_class(0), 0);
+        for class in 1..AGE_CLASSES as u32 {
+            let bound_ns = 1_000_000_000 * 4_u64.pow(class - 1);
+            assert_eq!((age_class(bound_ns - 1), age_class(bound_ns)), (class - 1, class));
+        }
+        assert_eq!(age_class(u64::MAX) as usize, AGE_CLASSES - 1);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use leakmon_ebpf::abi::{
-    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss, RING_BYTES,
+    Ages, COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss, RING_BYTES,
     STACKS_ENTRIES_MAX, Stack, TARGETS_ENTRIES_MAX, TargetEntry, Totals, WATCHED_ENTRIES_MAX,
 };
 use leakmon_ebpf::{
@@ -28,6 +28,11 @@ pub static LIVE: HashMap<LiveKey, LiveValue> = HashMap::with_max_entries(LIVE_EN
 /// The truth: born and ended, per target and stack. About 100 bytes an entry. Full: births with a new stack are not counted.
 #[map]
 pub static COUNTS: HashMap<CountKey, CountValue> = HashMap::with_max_entries(COUNTS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
+
+/// How old live tasks are, per target and stack; written by the sweep alone. About 100 bytes an entry. As large as [`COUNTS`]; full: the
+/// ages of a stack are not known.
+#[map]
+pub static AGES: HashMap<CountKey, Ages> = HashMap::with_max_entries(COUNTS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
 
 /// Stacks by their hash. About 1.1 KiB an entry in use. Full: the birth is counted under a stack that has the site alone.
 #[map]

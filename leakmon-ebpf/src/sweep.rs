@@ -1,23 +1,40 @@
 //! One pass over all live tasks, run when user space asks.
 //!
-//! In: the number of this sweep. Out: in `COUNTS`, the birth time of the oldest live task of every stack; tasks of the
-//! targets in `PURGED` are dropped. User space can't do this itself: reading a big hash entry by entry is slow, and
+//! In: the number of this sweep. Out: in `COUNTS`, the birth time of the oldest live task of every stack; in `AGES`, how many
+//! there are of each age class; tasks of the targets in `PURGED` are dropped. User space can't do this itself: reading a big hash entry by entry is slow, and
 //! restarts when an entry goes meanwhile.
 
-use crate::maps::{COUNTS, LIVE, PURGED};
-use aya_ebpf::{helpers::generated::bpf_for_each_map_elem, programs::RawTracePointContext};
+use crate::{
+    atomic,
+    maps::{AGES, COUNTS, LIVE, PURGED},
+};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_ktime_get_ns, generated::bpf_for_each_map_elem},
+    programs::RawTracePointContext,
+};
 use core::ffi::c_void;
-use leakmon_ebpf::abi::{CountKey, LiveKey, LiveValue};
+use leakmon_ebpf::abi::{AGE_CLASSES, Ages, CountKey, LiveKey, LiveValue, age_class};
 
 #[repr(C)]
 struct Pass {
     number: u64,
+    now_ns: u64,
 }
+
+/// A new entry of `AGES`. Not on the stack, which is small.
+static NO_AGES: Ages = Ages {
+    swept: 0,
+    classes: [0; AGE_CLASSES],
+};
 
 /// Visits every live task.
 #[inline(always)]
 pub fn sweep(ctx: &RawTracePointContext) -> i32 {
-    let mut pass = Pass { number: ctx.arg(0) };
+    let mut pass = Pass {
+        number: ctx.arg(0),
+        now_ns: unsafe { bpf_ktime_get_ns() },
+    };
     let map = (&raw const LIVE).cast_mut().cast::<c_void>();
     unsafe { bpf_for_each_map_elem(map, visit as *mut c_void, (&raw mut pass).cast(), 0) };
     0
@@ -31,16 +48,39 @@ unsafe extern "C" fn visit(_map: *mut c_void, key: *const LiveKey, value: *const
             let _gone = LIVE.remove(key);
             return 0;
         }
-        if let Some(count) = COUNTS.get_ptr_mut(CountKey {
+        let count_key = CountKey {
             target: key.target,
             stack,
-        }) {
-            let number = (*pass).number;
+        };
+        let Pass { number, now_ns } = *pass;
+        if let Some(count) = COUNTS.get_ptr_mut(count_key) {
             if (*count).swept != number || born_ns < (*count).oldest_born_ns {
                 (*count).oldest_born_ns = born_ns;
                 (*count).swept = number;
             }
+            count_age(count_key, number, now_ns.saturating_sub(born_ns));
         }
     }
     0
+}
+
+/// Adds a task to its age class; the first one of a sweep begins at zero. Only one sweep runs at a time.
+#[inline(always)]
+unsafe fn count_age(key: CountKey, number: u64, age_ns: u64) {
+    unsafe {
+        let mut ages = AGES.get_ptr_mut(key);
+        if ages.is_none() {
+            let _full = AGES.insert(key, &NO_AGES, u64::from(BPF_NOEXIST));
+            ages = AGES.get_ptr_mut(key);
+        }
+        let Some(ages) = ages else {
+            return;
+        };
+        if (*ages).swept != number {
+            (*ages).swept = number;
+            (*ages).classes = [0; AGE_CLASSES];
+        }
+        let class = atomic::masked::<{ AGE_CLASSES as u64 - 1 }>(age_class(age_ns));
+        *(&raw mut (*ages).classes).cast::<u32>().add(class) += 1;
+    }
 }

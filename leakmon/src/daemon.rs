@@ -233,10 +233,11 @@ impl Observer {
     fn read(&mut self, sweep: Option<u64>) {
         let now_ns = monotonic_ns();
         let counts = self.kernel.counts();
+        let ages = sweep.map_or_else(Vec::new, |_| self.kernel.ages());
         if let Some(recorder) = self.ring.recorder() {
-            recorder.reading(&counts, sweep, now_ns);
+            recorder.reading(&counts, &ages, sweep, now_ns);
         }
-        self.live.read(&counts, sweep, now_ns);
+        self.live.read(&counts, &ages, sweep, now_ns);
         let targets: Vec<TargetId> = self.live.targets().map(|(target, _)| target).collect();
         for target in targets {
             if let Some(totals) = self.kernel.totals(target) {

@@ -16,7 +16,7 @@ use aya::{
     programs::{ProgramError, RawTracePoint, TestRun, UProbe},
 };
 use leakmon_ebpf::abi::{
-    COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, Loss, RING_BYTES, STACKS_ENTRIES_MAX, Stack,
+    Ages, COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, Loss, RING_BYTES, STACKS_ENTRIES_MAX, Stack,
     TargetEntry, TargetId, Totals,
 };
 use leakmon_ebpf::rows::ProcessMappings;
@@ -128,6 +128,7 @@ pub struct Kernel {
     pub(super) links: Links,
     pub(super) settings: Settings,
     counts: Table<CountKey, CountValue, 16, { size_of::<CountValue>() }>,
+    ages: Table<CountKey, Ages, 16, { size_of::<Ages>() }>,
     stacks: Table<u64, Stack, 8, { size_of::<Stack>() }>,
     targets: Table<u32, TargetEntry, 4, { size_of::<TargetEntry>() }>,
     totals: Table<u64, Totals, 8, { size_of::<Totals>() }>,
@@ -155,6 +156,7 @@ impl Kernel {
         let loss = ebpf.take_map("LOSS").ok_or(KernelError::NoMap("LOSS"))?;
         let kernel = Self {
             counts: Table::take(&mut ebpf, "COUNTS")?,
+            ages: Table::take(&mut ebpf, "AGES")?,
             stacks: Table::take(&mut ebpf, "STACKS")?,
             targets: Table::take(&mut ebpf, "TARGETS")?,
             totals: Table::take(&mut ebpf, "TOTALS")?,
@@ -249,6 +251,12 @@ impl Kernel {
         self.counts.entries()
     }
 
+    /// How old the live tasks of all stacks were at the sweep that each entry names.
+    #[must_use]
+    pub fn ages(&self) -> Vec<(CountKey, Ages)> {
+        self.ages.entries()
+    }
+
     /// A stack by its key; `None` where the table was full when it was met.
     #[must_use]
     pub fn stack(&self, id: u64) -> Option<Stack> {
@@ -319,6 +327,7 @@ impl Kernel {
         let still_used: HashSet<u64> = of_others.iter().map(|key| key.stack).collect();
         for key in &of_gone {
             self.counts.remove(key);
+            self.ages.remove(key);
             // A target that comes to the same stack just now is counted under its site alone, which is all that is lost.
             if !still_used.contains(&key.stack) {
                 self.stacks.remove(&key.stack);
@@ -357,6 +366,7 @@ fn load_object(object: &[u8], settings: Settings, offsets: KernelOffsets) -> Res
         .map_max_entries("LIVE", settings.live_entries_max)
         .map_max_entries("STACKS", settings.stacks_entries_max)
         .map_max_entries("COUNTS", settings.counts_entries_max)
+        .map_max_entries("AGES", settings.counts_entries_max)
         .map_max_entries("EVENTS", settings.ring_bytes)
         .override_global("WALK_STACKS", &walk, true)
         .override_global("REMEMBER_WALKS", &remember, true)

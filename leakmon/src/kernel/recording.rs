@@ -4,10 +4,11 @@
 //! Nothing of a target is in it but numbers.
 //!
 //! Each entry is a byte that says what it is, and a value of `abi` as it lies in memory (little endian): 0 a ring record;
-//! 1 a counter's key and value; 2 the end of a reading, with the number of its sweep (0: none) and its time.
+//! 1 a counter's key and value; 2 the end of a reading, with the number of its sweep (0: none) and its time; 3 a stack's key and the ages of
+//! its live tasks, where they were read.
 
 use super::event::Event;
-use leakmon_ebpf::abi::{CountKey, CountValue, Record};
+use leakmon_ebpf::abi::{Ages, CountKey, CountValue, Record};
 use std::{
     fs::File,
     io::{self, BufWriter, Write},
@@ -21,6 +22,7 @@ const BYTES_MAX: u64 = 64 << 20;
 const EVENT: u8 = 0;
 const COUNT: u8 = 1;
 const READING: u8 = 2;
+const AGES: u8 = 3;
 
 /// One thing that the kernel told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +31,9 @@ pub enum Entry {
     Event(Event),
     /// One counter of a reading.
     Count(CountKey, CountValue),
-    /// All counters of a reading have been told.
+    /// The ages of a stack's live tasks, of a reading.
+    Ages(CountKey, Ages),
+    /// All counters and ages of a reading have been told.
     Reading {
         /// Number of the sweep just before it.
         sweep: Option<u64>,
@@ -70,10 +74,19 @@ impl Recorder {
         self.entry(EVENT, &[record]);
     }
 
-    /// Adds a reading of the counters.
-    pub fn reading(&mut self, counts: &[(CountKey, CountValue)], sweep: Option<u64>, now_ns: u64) {
+    /// Adds a reading of the counters, and of the ages, where they were read.
+    pub fn reading(
+        &mut self,
+        counts: &[(CountKey, CountValue)],
+        ages: &[(CountKey, Ages)],
+        sweep: Option<u64>,
+        now_ns: u64,
+    ) {
         for (key, value) in counts {
             self.entry(COUNT, &[key.as_bytes(), value.as_bytes()]);
+        }
+        for (key, value) in ages {
+            self.entry(AGES, &[key.as_bytes(), value.as_bytes()]);
         }
         self.entry(READING, &[&sweep.unwrap_or(0).to_le_bytes(), &now_ns.to_le_bytes()]);
     }
@@ -108,6 +121,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, RecordingError> {
             EVENT => size_of::<Record>(),
             COUNT => size_of::<CountKey>() + size_of::<CountValue>(),
             READING => 2 * size_of::<u64>(),
+            AGES => size_of::<CountKey>() + size_of::<Ages>(),
             _ => return Err(RecordingError::Unknown(at)),
         };
         let (value, next) = after.split_at_checked(len).ok_or(RecordingError::CutOff(at))?;
@@ -123,6 +137,10 @@ fn entry(kind: u8, value: &[u8]) -> Option<Entry> {
         COUNT => {
             let (key, value) = CountKey::read_from_prefix(value).ok()?;
             Entry::Count(key, CountValue::read_from_bytes(value).ok()?)
+        }
+        AGES => {
+            let (key, value) = CountKey::read_from_prefix(value).ok()?;
+            Entry::Ages(key, Ages::read_from_bytes(value).ok()?)
         }
         _ => {
             let (sweep, now_ns) = u64::read_from_prefix(value).ok()?;
@@ -164,8 +182,12 @@ mod tests {
             swept: 6,
         };
         recorder.event(record.as_bytes());
-        recorder.reading(&[(key, value)], Some(6), 11);
-        recorder.reading(&[], None, 12);
+        let ages = Ages {
+            swept: 6,
+            classes: [1, 2, 0, 0, 0, 0, 0, 3],
+        };
+        recorder.reading(&[(key, value)], &[(key, ages)], Some(6), 11);
+        recorder.reading(&[], &[], None, 12);
         drop(recorder);
         let bytes = std::fs::read(&path).unwrap();
         let expected = [
@@ -174,6 +196,7 @@ mod tests {
                 time_ns: 5,
             }),
             Entry::Count(key, value),
+            Entry::Ages(key, ages),
             Entry::Reading {
                 sweep: Some(6),
                 now_ns: 11,
@@ -197,8 +220,8 @@ mod tests {
         let path = folder.path().join("recording");
         let mut recorder = Recorder::create(&path).unwrap();
         recorder.bytes = BYTES_MAX - 17;
-        recorder.reading(&[], None, 1);
-        recorder.reading(&[], None, 2);
+        recorder.reading(&[], &[], None, 1);
+        recorder.reading(&[], &[], None, 2);
         drop(recorder);
         assert_eq!(
             read(&std::fs::read(&path).unwrap()).unwrap(),
@@ -208,7 +231,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_give_entries_or_an_error(bytes in proptest::collection::vec(0..3_u8, 0..300)) {
+        fn any_bytes_give_entries_or_an_error(bytes in proptest::collection::vec(0..4_u8, 0..300)) {
             let _any = read(&bytes);
         }
     }

@@ -8,7 +8,7 @@ mod states;
 pub use states::States;
 
 use crate::kernel::event::Event;
-use leakmon_ebpf::abi::{Cookie, CountKey, CountValue, TargetId, Totals};
+use leakmon_ebpf::abi::{AGE_CLASSES, Ages, Cookie, CountKey, CountValue, TargetId, Totals};
 use std::collections::{BTreeMap, HashMap};
 
 /// Targets that are remembered at once, the dead ones that are still shown included.
@@ -26,6 +26,15 @@ pub struct StackKey {
     pub stack: u64,
 }
 
+impl From<CountKey> for StackKey {
+    fn from(key: CountKey) -> Self {
+        Self {
+            target: TargetId(key.target),
+            stack: key.stack,
+        }
+    }
+}
+
 /// What is known of one stack in one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackCount {
@@ -37,6 +46,9 @@ pub struct StackCount {
     pub ended: u64,
     /// Birth of the oldest that is alive, as of the last sweep; `CLOCK_MONOTONIC` nanoseconds.
     pub oldest_born_ns: Option<u64>,
+    /// Live tasks by age ([`leakmon_ebpf::abi::age_class`]), as of the last reading of ages; they may add up to more or less than
+    /// [`Self::live`] by what was born and ended since.
+    pub ages: [u32; AGE_CLASSES],
     /// What the live tasks are doing; `None` where it was not read.
     pub states: Option<States>,
 }
@@ -142,18 +154,27 @@ impl Live {
         }
     }
 
-    /// Takes the kernel's counters. `sweep` is the number of the sweep that was just run, if one was: an entry that it
-    /// did not touch has no live task.
-    pub fn read(&mut self, entries: &[(CountKey, CountValue)], sweep: Option<u64>, now_ns: u64) {
-        for (key, value) in entries {
-            let key = StackKey {
-                target: TargetId(key.target),
-                stack: key.stack,
-            };
+    /// Takes the kernel's counters. `sweep` is the number of the sweep that was just run, if one was, and `ages` what it found:
+    /// an entry that it did not touch has no live task.
+    pub fn read(
+        &mut self,
+        counts: &[(CountKey, CountValue)],
+        ages: &[(CountKey, Ages)],
+        sweep: Option<u64>,
+        now_ns: u64,
+    ) {
+        for (key, value) in counts {
+            let key = StackKey::from(*key);
             self.target(key.target, now_ns);
             self.raise(key, Cookie(value.cookie), value.born, value.ended);
             if let (Some(sweep), Some(count)) = (sweep, self.stacks.get_mut(&key)) {
                 count.oldest_born_ns = (value.swept == sweep).then_some(value.oldest_born_ns);
+                count.ages = [0; AGE_CLASSES];
+            }
+        }
+        for (key, ages) in ages.iter().filter(|(_, ages)| Some(ages.swept) == sweep) {
+            if let Some(count) = self.stacks.get_mut(&StackKey::from(*key)) {
+                count.ages = ages.classes;
             }
         }
     }
@@ -235,6 +256,7 @@ impl Live {
             born: 0,
             ended: 0,
             oldest_born_ns: None,
+            ages: [0; AGE_CLASSES],
             states: None,
         };
         let count = self.stacks.entry(key).or_insert(fresh);

@@ -36,7 +36,7 @@ fn seen(live: &Live, stack: u64) -> StackCount {
 #[test]
 fn a_late_event_lowers_nothing() {
     let mut live = Live::default();
-    live.read(&[(key(TARGET, 5).0, count(10, 4, 0, 0))], None, 1);
+    live.read(&[(key(TARGET, 5).0, count(10, 4, 0, 0))], &[], None, 1);
     live.apply(&Event::Changed {
         target: TARGET,
         stack: 5,
@@ -53,21 +53,41 @@ fn a_late_event_lowers_nothing() {
 #[test]
 fn an_end_that_is_seen_first_is_no_negative_count() {
     let mut live = Live::default();
-    live.read(&[(key(TARGET, 5).0, count(1, 2, 0, 0))], None, 1);
+    live.read(&[(key(TARGET, 5).0, count(1, 2, 0, 0))], &[], None, 1);
     assert_eq!(seen(&live, 5).live(), 0);
 }
 
 #[test]
 fn only_the_last_sweep_says_who_is_oldest() {
     let mut live = Live::default();
-    live.read(&[(key(TARGET, 5).0, count(2, 1, 3, 77))], Some(3), 100);
+    live.read(&[(key(TARGET, 5).0, count(2, 1, 3, 77))], &[], Some(3), 100);
     assert_eq!(seen(&live, 5).oldest_born_ns, Some(77));
     // Read without a sweep: what is known stays.
-    live.read(&[(key(TARGET, 5).0, count(2, 1, 3, 77))], None, 100);
+    live.read(&[(key(TARGET, 5).0, count(2, 1, 3, 77))], &[], None, 100);
     assert_eq!(seen(&live, 5).oldest_born_ns, Some(77));
     // Swept again, and the entry was not touched: nothing lives there any more.
-    live.read(&[(key(TARGET, 5).0, count(2, 2, 3, 77))], Some(4), 100);
+    live.read(&[(key(TARGET, 5).0, count(2, 2, 3, 77))], &[], Some(4), 100);
     assert_eq!(seen(&live, 5).oldest_born_ns, None);
+}
+
+#[test]
+fn ages_are_those_of_the_sweep_or_none() {
+    let mut live = Live::default();
+    let entry = |sweep| [(key(TARGET, 5).0, count(2, 0, sweep, 77))];
+    let classes = [0, 2, 0, 0, 0, 0, 0, 0];
+    let ages = |swept| {
+        let ages = Ages { swept, classes };
+        [(key(TARGET, 5).0, ages), (key(TARGET, 6).0, ages)]
+    };
+    live.read(&entry(3), &ages(3), Some(3), 100);
+    assert_eq!(seen(&live, 5).ages, classes);
+    // Read without a sweep: what is known stays.
+    live.read(&entry(3), &[], None, 100);
+    assert_eq!(seen(&live, 5).ages, classes);
+    // Swept again, and the entry was not touched.
+    live.read(&entry(3), &ages(3), Some(4), 100);
+    assert_eq!(seen(&live, 5).ages, [0; AGE_CLASSES]);
+    assert_eq!(live.stacks().count(), 1);
 }
 
 #[test]
@@ -79,7 +99,7 @@ fn states_belong_to_a_stack_that_is_known() {
         ..States::default()
     };
     let mut live = Live::default();
-    live.read(&[(key(TARGET, 5).0, count(3, 0, 0, 0))], None, 1);
+    live.read(&[(key(TARGET, 5).0, count(3, 0, 0, 0))], &[], None, 1);
     live.set_states(key(TARGET, 5).1, Some(states));
     live.set_states(key(TARGET, 6).1, Some(states));
     assert_eq!(seen(&live, 5).states, Some(states));
@@ -117,6 +137,7 @@ fn what_was_live_at_exit_stays_live_until_it_is_forgotten() {
             (key(TARGET, 5).0, count(3, 1, 0, 0)),
             (key(TargetId(2), 5).0, count(1, 0, 0, 0)),
         ],
+        &[],
         None,
         1,
     );
@@ -182,7 +203,7 @@ fn stacks_beyond_the_bound_are_refused_and_counted() {
     let entries: Vec<_> = (0..STACKS_MAX as u64 + 2)
         .map(|stack| (key(TARGET, stack).0, count(1, 0, 0, 0)))
         .collect();
-    live.read(&entries, None, 0);
+    live.read(&entries, &[], None, 0);
     assert_eq!(live.stacks().count(), STACKS_MAX);
     assert_eq!(live.refused().stacks, 2);
 }
@@ -217,7 +238,7 @@ proptest! {
         }
         let entries: Vec<_> =
             model.iter().map(|(stack, (born, ended))| (key(TARGET, *stack).0, count(*born, *ended, 0, 0))).collect();
-        live.read(&entries, None, 0);
+        live.read(&entries, &[], None, 0);
         for (stack, (born, ended)) in model {
             let count = seen(&live, stack);
             prop_assert_eq!((count.born, count.ended, count.live()), (born, ended, born - ended));

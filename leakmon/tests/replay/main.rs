@@ -16,16 +16,17 @@ const LEAKY_REGISTRY: &[u8] = include_bytes!("leaky_registry.recording");
 /// Feeds a recording to the counters, with or without its events, and shows what is known at each reading.
 fn replay(recording: &[u8], with_events: bool) -> Vec<String> {
     let mut live = Live::default();
-    let mut counts = Vec::new();
+    let (mut counts, mut ages) = (Vec::new(), Vec::new());
     let mut readings = Vec::new();
     for entry in read(recording).unwrap() {
         match entry {
             Entry::Event(event) if with_events => live.apply(&event),
             Entry::Event(_) => {}
             Entry::Count(key, value) => counts.push((key, value)),
+            Entry::Ages(key, value) => ages.push((key, value)),
             Entry::Reading { sweep, now_ns } => {
-                live.read(&counts, sweep, now_ns);
-                counts.clear();
+                live.read(&counts, &ages, sweep, now_ns);
+                (counts, ages) = (Vec::new(), Vec::new());
                 readings.push(shown(&live, now_ns));
             }
         }
@@ -33,7 +34,7 @@ fn replay(recording: &[u8], with_events: bool) -> Vec<String> {
     readings
 }
 
-/// One line a stack: its site, spawned, ended, live, and the age of its oldest task.
+/// One line a stack: its site, spawned, ended, live, the age of its oldest task, and the ages of all by class.
 fn shown(live: &Live, now_ns: u64) -> String {
     let mut stacks: Vec<_> = live.stacks().collect();
     stacks.sort_by_key(|(key, count)| (count.cookie.site(), key.stack));
@@ -41,9 +42,10 @@ fn shown(live: &Live, now_ns: u64) -> String {
     for (_, count) in stacks {
         let age_ms = count.oldest_born_ns.map(|born_ns| (now_ns - born_ns) / 1_000_000);
         let (site, born, ended, alive) = (count.cookie.site(), count.born, count.ended, count.live());
+        let classes = &count.ages[..3];
         writeln!(
             text,
-            "site {site:2}  spawned {born:3}  ended {ended:3}  live {alive:2}  oldest {age_ms:?} ms"
+            "site {site:2}  spawned {born:3}  ended {ended:3}  live {alive:2}  oldest {age_ms:?} ms  ages {classes:?}"
         )
         .unwrap();
     }
