@@ -23,12 +23,12 @@ const EMPTY: &str = "empty";
 /// All programs that are attached to images.
 pub(super) const PROGRAMS: [&str; 4] = [BIRTH, END, ENTRY, EMPTY];
 
-/// Links of all attached sites. Closing one takes a kernel grace period, so they are closed off the main path
+/// Links of an image's attached sites. Closing one takes a kernel grace period, so they are closed off the main path
 /// (`detach`).
 #[derive(Debug, Default)]
 pub struct Links {
-    /// Of entry points.
-    entries: Vec<UProbeLink>,
+    /// Of the entry point. Before the sites, since links are closed in this order: a leakmon that is killed soon stops holding.
+    entry: Option<UProbeLink>,
     /// Of probe sites.
     sites: Vec<UProbeLink>,
 }
@@ -78,9 +78,9 @@ impl Kernel {
     pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<Attached, KernelError> {
         // Through the descriptor the probe reaches exactly the file that was analysed, whatever its path names now.
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        // First, since links are closed in this order: a leakmon that is killed soon stops holding.
+        let mut links = Links::default();
         if let Some(file_offset) = plan.entry_file_offset {
-            self.attach_entry(&path, file_offset, image)?;
+            links.entry = Some(self.attach_entry(&path, file_offset, image)?);
         }
         let mut outcome = Attached::default();
         for role in [Role::End, Role::Birth] {
@@ -105,18 +105,25 @@ impl Kernel {
                 });
                 match attached {
                     Ok(link) => {
-                        self.links.sites.push(link);
+                        links.sites.push(link);
                         outcome.sites.push(index);
                     }
                     Err(reason) => outcome.refused.push((index, reason)),
                 }
             }
         }
+        self.links.insert(image.number, links);
         Ok(outcome)
     }
 
+    /// Takes an image's probes out of use: they are detached where the returned links are dropped, which takes long.
+    #[must_use]
+    pub fn take_links(&mut self, number: u32) -> Option<Links> {
+        self.links.remove(&number)
+    }
+
     /// Attaches the program that sees a process at its entry point.
-    fn attach_entry(&mut self, path: &Path, file_offset: u64, image: ImageNumber) -> Result<(), KernelError> {
+    fn attach_entry(&mut self, path: &Path, file_offset: u64, image: ImageNumber) -> Result<UProbeLink, KernelError> {
         let cookie = Cookie::new(0, Role::Birth, Condition::Always, Kind::Task, 0, image.number);
         let cookie = if image.every_process {
             cookie.for_every_process()
@@ -131,16 +138,13 @@ impl Kernel {
         let link = uprobe
             .attach(point, path, UProbeScope::AllProcesses)
             .and_then(|id| uprobe.take_link(id));
-        self.links
-            .entries
-            .push(link.map_err(|error| KernelError::Program(ENTRY, error))?);
-        Ok(())
+        link.map_err(|error| KernelError::Program(ENTRY, error))
     }
 
     /// How many sites are attached.
     #[must_use]
     pub fn attached_sites(&self) -> usize {
-        self.links.sites.len()
+        self.links.values().map(|links| links.sites.len()).sum()
     }
 }
 

@@ -4,12 +4,22 @@
 //! probe takes a kernel grace period (107 ms each was measured), so a process that holds hundreds would take minutes
 //! to exit. A child that shares the descriptors closes them instead, while the parent goes on at once.
 
-use super::Kernel;
+use super::{Kernel, attach::Links};
 use nix::unistd::{ForkResult, fork, pipe, setsid};
 use std::os::fd::{AsRawFd, RawFd};
 
 /// Probes that may as well be closed at once.
 const AT_ONCE_MAX: usize = 1;
+
+/// Closes an image's probes on a thread of its own, while this process goes on watching others.
+pub fn on_thread(links: Links) {
+    let spawned = std::thread::Builder::new()
+        .name("detach".to_owned())
+        .spawn(move || drop(links));
+    if let Err(error) = spawned {
+        tracing::debug!("no thread to close the probes, so they were closed here: {error}");
+    }
+}
 
 /// Gives the probes to a child that closes them once this process no longer holds them, and returns at once. Should the
 /// child not start, they are closed here.

@@ -64,6 +64,28 @@ pub fn require_capabilities() -> Result<(), KernelError> {
     ))
 }
 
+/// Lets this process open as many files as its hard limit says: each probe is one, and the usual soft limit is 1,024. Not fatal: a probe
+/// that finds no room is refused by itself, and said so.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls get a structure of their own type, which lives through them.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    if !raised {
+        tracing::debug!(
+            "the limit of open files can't be raised: {}",
+            std::io::Error::last_os_error()
+        );
+    }
+}
+
 fn effective_capabilities() -> Option<u64> {
     parse_effective(&std::fs::read_to_string("/proc/self/status").ok()?)
 }

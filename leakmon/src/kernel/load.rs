@@ -20,7 +20,7 @@ use leakmon_ebpf::abi::{
     TargetEntry, TargetId, Totals,
 };
 use leakmon_ebpf::rows::ProcessMappings;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// What the programs are loaded with. Entry counts are bounds of the maps.
@@ -125,7 +125,8 @@ const SWEEP: &str = "sweep_live";
 /// Loaded programs, their maps and their links. Dropping it detaches everything.
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
-    pub(super) links: Links,
+    /// By image number.
+    pub(super) links: BTreeMap<u32, Links>,
     pub(super) settings: Settings,
     counts: Table<CountKey, CountValue, 16, { size_of::<CountValue>() }>,
     ages: Table<CountKey, Ages, 16, { size_of::<Ages>() }>,
@@ -147,6 +148,7 @@ impl Kernel {
     /// [`KernelError`] where this host can't be probed.
     pub fn load(settings: Settings) -> Result<(Self, EventRing), KernelError> {
         super::host::require_capabilities()?;
+        super::host::raise_open_files();
         let mut ebpf = load_ebpf(settings)?;
         if settings.debug {
             forward_logs(&mut ebpf);
@@ -165,7 +167,7 @@ impl Kernel {
             mappings: Table::take(&mut ebpf, "MAPPINGS")?,
             tables: TableMaps::take(&mut ebpf)?,
             loss: PerCpuArray::try_from(loss).map_err(|error| KernelError::Map("LOSS", error))?,
-            links: Links::default(),
+            links: BTreeMap::new(),
             ebpf,
             settings,
             sweeps: 0,

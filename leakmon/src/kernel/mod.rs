@@ -12,6 +12,7 @@ pub mod event;
 pub mod host;
 pub mod load;
 pub mod object;
+pub mod page_cache;
 pub mod recording;
 pub mod ring;
 pub mod tables;
