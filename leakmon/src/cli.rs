@@ -63,6 +63,12 @@ Ctrl-C ends the observation and prints the report. Only tasks that are born mean
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Writes what a package installs beside the program: manual pages, completion scripts, the example configuration
+    #[command(hide = true)]
+    PackageFiles {
+        /// Where they go
+        folder: PathBuf,
+    },
 }
 
 /// What `run` and `attach` have in common.

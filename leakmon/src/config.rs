@@ -2,10 +2,15 @@
 //!
 //! In: a TOML file, and the options of the command line that override it. Out: a configuration that holds together.
 //! Nothing is looked up here: whether an executable exists is found out when it is watched.
+//!
+//! The fields' documentation is the commented example file's ([`example`]): it is written for people who edit that.
+
+pub mod example;
 
 use crate::{cli::DaemonArgs, kernel::Settings};
+use documented::DocumentedFields;
 use leakmon_ebpf::abi::{COUNTS_ENTRIES_MAX, LIVE_ENTRIES_MAX, RING_BYTES, STACKS_ENTRIES_MAX};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
     io::{self, Read},
@@ -21,37 +26,38 @@ pub const DEFAULT_PORT: u16 = 5325;
 const WATCHED_MAX: usize = 1024;
 
 /// What the daemon does.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where HTTP is served.
+    /// Address and port at which HTTP is served. Read at the start only.
     pub listen: SocketAddr,
-    /// Executables whose processes are watched, those that start later too. Absolute paths.
+    /// Executables whose processes are watched, those that start later too. Absolute paths. An executable that is taken out
+    /// is watched until the next start.
     pub exes: Vec<PathBuf>,
-    /// Processes that are watched.
+    /// Numbers of processes that are watched.
     pub pids: Vec<u32>,
-    /// How often the kernel's counters are read and a new snapshot is served.
+    /// How often the kernel's counters are read and a new snapshot is served: 100ms to 1h.
     #[serde(with = "interval")]
     pub interval: Duration,
-    /// Functions of these crates or paths are never named as the culprit.
+    /// Functions of these crates or paths are never named as the culprit, beside those of the runtime. Read at the start only.
     pub hide: Vec<String>,
-    /// Whether stacks are walked.
+    /// Whether stacks are walked; without, births are counted by probe site. Read at the start only.
     pub stacks: bool,
-    /// Bounds of the kernel's tables.
+    /// Bounds of the kernel's tables. Read at the start only.
     pub bounds: Bounds,
 }
 
 /// Bounds of the kernel's tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bounds {
-    /// Tasks that can be followed at once.
+    /// Tasks that can be followed at once; births beyond it are counted as untracked.
     pub live_entries_max: u32,
     /// Different stacks that can be kept.
     pub stacks_entries_max: u32,
     /// Pairs of a process and a stack that can be counted.
     pub counts_entries_max: u32,
-    /// Bytes of the event ring: a power of two, at least one page.
+    /// Bytes of the event ring: a power of two, at least one page (4096).
     pub ring_bytes: u32,
 }
 
@@ -187,6 +193,20 @@ impl Config {
         )
     }
 
+    /// The keys in which `other` differs and that are read at the start only.
+    #[must_use]
+    pub fn only_at_start(&self, other: &Self) -> Vec<&'static str> {
+        [
+            ("listen", self.listen != other.listen),
+            ("hide", self.hide != other.hide),
+            ("stacks", self.stacks != other.stacks),
+            ("bounds", self.bounds != other.bounds),
+        ]
+        .into_iter()
+        .filter_map(|(key, changed)| changed.then_some(key))
+        .collect()
+    }
+
     /// What the BPF programs are loaded with.
     #[must_use]
     pub fn settings(&self) -> Settings {
@@ -219,8 +239,12 @@ fn read_bounded(path: &Path) -> io::Result<String> {
 
 /// Durations as people write them.
 mod interval {
-    use serde::{Deserialize, Deserializer, de::Error};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::time::Duration;
+
+    pub(super) fn serialize<S: Serializer>(interval: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*interval))
+    }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;

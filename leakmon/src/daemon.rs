@@ -19,6 +19,8 @@ use crate::{
     export::report::Report,
     kernel::{Kernel, Settings, clock::monotonic_ns, event::Event, recording::Recorder, ring::EventRing},
     live::{Live, StackKey},
+    self_metrics::Configured,
+    supervision::Pulse,
 };
 use anyhow::Context;
 use images::Images;
@@ -26,7 +28,11 @@ use leakmon_ebpf::abi::{HOLD, Loss, TargetId};
 use names::Names;
 use processes::Processes;
 use publication::Publisher;
-use std::{path::Path, pin::pin, time::Duration};
+use std::{
+    path::Path,
+    pin::pin,
+    time::{Duration, SystemTime},
+};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use unwinding::Unwinding;
 
@@ -53,6 +59,8 @@ pub struct Observer {
     names: Names,
     unwinding: Unwinding,
     publisher: Option<Publisher>,
+    pulse: Option<Pulse>,
+    configured: Configured,
     began_ns: u64,
     events: [u64; Event::KINDS.len()],
     next_sweep: Instant,
@@ -80,6 +88,11 @@ impl Observer {
             names,
             unwinding: Unwinding::new()?,
             publisher: None,
+            pulse: None,
+            configured: Configured {
+                successful: true,
+                at: SystemTime::now(),
+            },
             began_ns: monotonic_ns(),
             events: [0; Event::KINDS.len()],
             next_sweep: Instant::now(),
@@ -104,10 +117,13 @@ impl Observer {
         let mut until = pin!(until);
         let mut tick = interval(self.publisher.as_ref().map_or(TICK, |publisher| publisher.interval));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat = interval(self.pulse.as_ref().map_or(TICK, Pulse::interval));
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 outcome = &mut until => return Some(outcome),
+                _ = beat.tick() => self.pulse.iter().for_each(Pulse::beat),
                 () = self.names.replied() => {}
                 finished = self.unwinding.built() => {
                     if let Some(finished) = finished {

@@ -34,6 +34,8 @@
 //! | [`symbols`] | addresses to names, the location, the callsite's id | counts |
 //! | [`export`] | one file an output format; `http` only routes | where a report came from |
 //! | [`daemon`] | the loop; `daemon/assembly.rs` makes the report | the command line |
+//! | [`privileges`] | the daemon's rights: what each is for, giving up the others | BPF |
+//! | [`supervision`] | what systemd is told: ready, alive, reloading | how it is known |
 //! | [`commands`], [`cli`], [`config`] | what a person asks for | how it is done |
 //! | `xtask/` | setup, build, demo, tests, benchmarks, tidiness | |
 //!
@@ -67,4 +69,6 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod daemon;
+pub mod privileges;
 pub mod self_metrics;
+pub mod supervision;

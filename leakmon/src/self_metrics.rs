@@ -3,6 +3,8 @@
 //! In: numbers that `daemon.rs` reads from `kernel`. Out: plain data that `export/metrics.rs` prints. It reads nothing
 //! itself.
 
+use std::time::SystemTime;
+
 /// A snapshot of leakmon's own numbers. Lists are in the order in which they are printed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SelfMetrics {
@@ -20,6 +22,26 @@ pub struct SelfMetrics {
     pub slow_sites: u64,
     /// HTTP connections that had to make room for others.
     pub http_evicted: u64,
+    /// The configuration.
+    pub configured: Configured,
+}
+
+/// How the configuration was read last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Configured {
+    /// Whether the last attempt succeeded.
+    pub successful: bool,
+    /// When the last successful one was.
+    pub at: SystemTime,
+}
+
+impl Default for Configured {
+    fn default() -> Self {
+        Self {
+            successful: true,
+            at: SystemTime::UNIX_EPOCH,
+        }
+    }
 }
 
 /// How full a BPF map is.

@@ -1,4 +1,7 @@
 //! `leakmon daemon`: watches executables and processes, and serves HTTP until it is told to stop.
+//!
+//! In: options and the configuration file, read again at SIGHUP. Out: HTTP, and what the service manager is told. Once probes are
+//! attached it gives up what it no longer needs ([`crate::privileges`]).
 
 use super::{Exit, say};
 use crate::{
@@ -10,13 +13,14 @@ use crate::{
         snapshot::{Heartbeat, Snapshot},
     },
     kernel::{detach, host::require_capabilities},
+    privileges, supervision,
 };
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use std::{sync::Arc, thread::JoinHandle, time::Instant};
+use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Instant};
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
 };
 
@@ -24,15 +28,11 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let config = Config::from_args(&args)?;
     require_capabilities()?;
     let watchable = Watchable::find(&config.exes, &config.pids)?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;
-    let listener = TcpListener::bind(config.listen).await.with_context(|| {
-        format!(
-            "{}: can't be listened on: choose another address with --listen",
-            config.listen
-        )
-    })?;
+    let mut signals = Signals::listen()?;
+    let listener = listen(config.listen).await?;
     let address = listener.local_addr().context("the address in use can't be known")?;
+    // After the port, which may be a privileged one, and before any thread.
+    privileges::keep_needed()?;
     let source = Source {
         snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::initial())),
         heartbeat: Arc::new(Heartbeat::since(Instant::now())),
@@ -43,15 +43,15 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let mut observer = Observer::new(config.settings(), &config.hide)?;
     observer.watch_all(watchable).await?;
     observer.publish_to(source, config.interval);
-    say(&format!("serving http://{address}"));
-    observer
-        .observe(false, async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        })
-        .await;
+    privileges::restrict_system_calls()?;
+    let status = format!("serving http://{address}");
+    say(&status);
+    supervision::ready(&status);
+    let mut settled = Settled { args, config, status };
+    while let Some(Wake::Reload) = observer.observe(false, signals.next()).await {
+        settled.reload(&mut observer).await;
+    }
+    supervision::stopping();
     drop(stop);
     detach::in_background(observer.into_kernel());
     match server.join() {
@@ -59,6 +59,93 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
         Err(_) => anyhow::bail!("the HTTP thread panicked"),
     }
     Ok(Exit::Done)
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address}: can't be listened on: choose another address with --listen"))
+}
+
+/// What a signal asks for.
+enum Wake {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?,
+            terminate: signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?,
+            hangup: signal(SignalKind::hangup()).context("SIGHUP can't be listened to")?,
+        })
+    }
+
+    async fn next(&mut self) -> Wake {
+        tokio::select! {
+            _ = self.interrupt.recv() => Wake::Stop,
+            _ = self.terminate.recv() => Wake::Stop,
+            _ = self.hangup.recv() => Wake::Reload,
+        }
+    }
+}
+
+/// The configuration in force, and where it came from.
+struct Settled {
+    args: DaemonArgs,
+    config: Config,
+    /// What the service manager shows.
+    status: String,
+}
+
+impl Settled {
+    /// Reads the configuration again. One that is wrong changes nothing.
+    async fn reload(&mut self, observer: &mut Observer) {
+        supervision::reloading();
+        let outcome = Config::from_args(&self.args);
+        let successful = outcome.is_ok();
+        match outcome {
+            Ok(config) => {
+                self.apply(config, observer).await;
+                say("configuration reloaded");
+            }
+            Err(error) => say(&format!(
+                "configuration not reloaded, the old one stays in force: {error}"
+            )),
+        }
+        observer.note_reload(successful);
+        supervision::ready(&self.status);
+    }
+
+    async fn apply(&mut self, config: Config, observer: &mut Observer) {
+        for key in self.config.only_at_start(&config) {
+            say(&format!("`{key}` has changed: that takes effect at the next start"));
+        }
+        let new = |exe: &&std::path::PathBuf| !self.config.exes.contains(exe);
+        let exes: Vec<_> = config.exes.iter().filter(new).cloned().collect();
+        let pids: Vec<_> = config
+            .pids
+            .iter()
+            .filter(|pid| !self.config.pids.contains(pid))
+            .copied()
+            .collect();
+        let watched = match Watchable::find(&exes, &pids) {
+            Ok(watchable) => observer.watch_all(watchable).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = watched {
+            say(&format!("what is new in the configuration can't be watched: {error:#}"));
+        }
+        observer.publish_every(config.interval);
+        self.config = config;
+    }
 }
 
 /// Serves on a thread of its own: a request never waits for the event loop, nor the loop for a request.
@@ -73,6 +160,8 @@ fn start_server(
     std::thread::Builder::new()
         .name("http".to_owned())
         .spawn(move || {
+            // Requests come from outside, and answering them takes no rights at all.
+            privileges::keep_none().map_err(std::io::Error::other)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener)?;

@@ -7,6 +7,7 @@ mod attach;
 mod daemon;
 mod doctor;
 mod observation;
+mod package_files;
 mod probes;
 mod run;
 
@@ -100,6 +101,7 @@ pub async fn execute(command: Command) -> anyhow::Result<Exit> {
             print(&script)?;
             Ok(Exit::Done)
         }
+        Command::PackageFiles { folder } => package_files::execute(&folder),
     }
 }
 

@@ -13,11 +13,12 @@ use crate::{
     },
     kernel::event::Event,
     self_metrics::{MapFill, SelfMetrics},
+    supervision::Pulse,
 };
 use leakmon_ebpf::abi::{Loss, TargetId};
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// Names of [`Loss::ALL`] in `leakmon_events_dropped_total`.
@@ -43,13 +44,30 @@ pub(super) struct Publisher {
 }
 
 impl Observer {
-    /// Publishes a snapshot every `interval` while [`Self::observe`] runs, and forgets what has exited.
+    /// Publishes a snapshot every `interval` while [`Self::observe`] runs, forgets what has exited, and beats `source`'s
+    /// heart and the service manager's watchdog.
     pub fn publish_to(&mut self, source: Source, interval: Duration) {
+        self.pulse = Some(Pulse::new(Arc::clone(&source.heartbeat)));
         self.publisher = Some(Publisher {
             source,
             book: SeriesBook::new(Limits::default()),
             interval,
         });
+    }
+
+    /// From now on a snapshot is published every `interval`.
+    pub fn publish_every(&mut self, interval: Duration) {
+        if let Some(publisher) = &mut self.publisher {
+            publisher.interval = interval;
+        }
+    }
+
+    /// Notes that the configuration was read again, and whether it is in force now.
+    pub fn note_reload(&mut self, successful: bool) {
+        self.configured.successful = successful;
+        if successful {
+            self.configured.at = SystemTime::now();
+        }
     }
 
     pub(super) fn publish(&mut self) {
@@ -67,7 +85,6 @@ impl Observer {
             .source
             .snapshot
             .store(Arc::new(Snapshot::new(report, series, own, ready)));
-        publisher.source.heartbeat.beat();
         self.forget_exited();
     }
 
@@ -141,6 +158,7 @@ impl Observer {
                 .publisher
                 .as_ref()
                 .map_or(0, |publisher| publisher.source.evicted.load(Ordering::Relaxed)),
+            configured: self.configured,
         }
     }
 }

@@ -11,6 +11,7 @@ use super::series::{Labels, Series, SeriesTable, Values};
 use crate::self_metrics::SelfMetrics;
 use prometheus::TextEncoder;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use std::time::SystemTime;
 
 /// Media type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -154,6 +155,22 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
             by(gauge, "cost", [("cheap", own.cheap_sites), ("slow", own.slow_sites)]),
         ),
         (
+            "leakmon_config_last_reload_successful",
+            "1 where the configuration was understood when it was last read, else 0.",
+            gauge,
+            vec![with_value(
+                Metric::default(),
+                gauge,
+                f64::from(u8::from(own.configured.successful)),
+            )],
+        ),
+        (
+            "leakmon_config_last_reload_success_timestamp_seconds",
+            "When the configuration in force was read, in seconds since 1970.",
+            gauge,
+            vec![with_value(Metric::default(), gauge, unix_seconds(own.configured.at))],
+        ),
+        (
             "leakmon_build_info",
             "1, with the version of leakmon.",
             gauge,
@@ -210,6 +227,11 @@ fn own_counters(text: &mut String, table: &SeriesTable, loss: &LossReport, own: 
         encode(text, name, help, kind, samples)?;
     }
     Ok(())
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
 }
 
 const EVENTS: &str = "Events read from the kernel.";

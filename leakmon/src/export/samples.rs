@@ -4,7 +4,8 @@ use super::report::{
     CallsiteReport, EntityCounts, Frame, Location, LossReport, Report, SCHEMA, SiteCounts, StackReport, StateCounts,
     TargetReport, TargetStatus, Verdict,
 };
-use crate::self_metrics::{MapFill, SelfMetrics};
+use crate::self_metrics::{Configured, MapFill, SelfMetrics};
+use std::time::{Duration, SystemTime};
 
 /// Nothing watched, nothing lost.
 pub(crate) fn empty() -> Report {
@@ -31,6 +32,10 @@ pub(crate) fn own() -> SelfMetrics {
         cheap_sites: 49,
         slow_sites: 1,
         http_evicted: 2,
+        configured: Configured {
+            successful: true,
+            at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+        },
     }
 }
 

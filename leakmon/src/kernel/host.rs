@@ -4,27 +4,8 @@
 //! and the early refusal of a process without rights.
 
 use super::{Kernel, KernelError, Settings, btf::KernelOffsets, object};
+use crate::privileges::{PRIVILEGES, Privilege};
 use std::path::Path;
-
-/// What leakmon needs, by its bit in `CapEff` (`include/uapi/linux/capability.h`), and what for.
-const CAPABILITIES: [(u32, &str, &str); 4] = [
-    (
-        21,
-        "CAP_SYS_ADMIN",
-        "attach probes: current kernels ask for it for every uprobe",
-    ),
-    (39, "CAP_BPF", "load BPF programs and maps"),
-    (
-        38,
-        "CAP_PERFMON",
-        "let BPF programs read memory and attach to perf events",
-    ),
-    (
-        19,
-        "CAP_SYS_PTRACE",
-        "read the maps and the executable of processes of other users",
-    ),
-];
 
 /// The capability that stands for all others: without it nothing works.
 const SYS_ADMIN: u32 = 21;
@@ -104,6 +85,7 @@ pub fn examine() -> Vec<Check> {
     checks.push(uprobes());
     checks.push(programs());
     checks.push(bpf_file_system());
+    checks.extend(restrictions());
     checks
 }
 
@@ -128,17 +110,19 @@ fn architecture() -> Check {
 
 fn capabilities() -> Vec<Check> {
     let effective = effective_capabilities();
-    let one = |(bit, name, purpose): (u32, &str, &str)| {
+    let one = |privilege: Privilege| {
+        let Privilege { purpose, without, .. } = privilege;
         let finding = match effective {
-            Some(effective) if effective >> bit & 1 != 0 => Finding::Fine("held".to_owned()),
-            Some(_) => Finding::Broken(format!(
+            Some(effective) if effective >> privilege.bit & 1 != 0 => Finding::Fine(format!("held, to {purpose}")),
+            Some(_) if privilege.required => Finding::Broken(format!(
                 "missing: needed to {purpose}; run leakmon as root, or grant it"
             )),
+            Some(_) => Finding::Lacking(format!("missing, so {without}")),
             None => Finding::Lacking("not known: /proc/self/status can't be read".to_owned()),
         };
-        check(name, finding)
+        check(privilege.name, finding)
     };
-    CAPABILITIES.into_iter().map(one).collect()
+    PRIVILEGES.into_iter().map(one).collect()
 }
 
 fn offsets() -> Check {
@@ -179,6 +163,35 @@ fn bpf_file_system() -> Check {
         Finding::Lacking("not mounted; nothing needs it yet: `mount -t bpf bpf /sys/fs/bpf`".to_owned())
     };
     check("BPF file system", finding)
+}
+
+/// What the kernel offers to restrict the daemon with once it has started.
+fn restrictions() -> Vec<Check> {
+    let offered = |subject: &str, file: &str, word: &str, without: &str| {
+        let finding = match std::fs::read_to_string(file) {
+            Ok(text) if text.split([' ', ',', '\n']).any(|found| found == word) => {
+                Finding::Fine("the kernel offers it".to_owned())
+            }
+            Ok(_) => Finding::Lacking(format!("this kernel has none, so {without}")),
+            Err(error) => Finding::Lacking(format!("not known: {file}: {error}")),
+        };
+        check(subject, finding)
+    };
+    vec![
+        // `Documentation/userspace-api/seccomp_filter.rst`, "Sysctls".
+        offered(
+            "system call filter (seccomp)",
+            "/proc/sys/kernel/seccomp/actions_avail",
+            "errno",
+            "the daemon refuses to start",
+        ),
+        offered(
+            "file restrictions (Landlock)",
+            "/sys/kernel/security/lsm",
+            "landlock",
+            "the analysis of images is not shut off from files",
+        ),
+    ]
 }
 
 #[cfg(test)]

@@ -10,26 +10,27 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
     time::{Duration, Instant},
 };
 
 /// What is awaited comes within a tick or two; ten times that and more is failure.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Daemon {
+pub(super) struct Daemon {
     child: Child,
     address: String,
+    messages: BufReader<ChildStderr>,
 }
 
 impl Daemon {
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = leakmon(&["daemon", "--listen", "127.0.0.1:0"])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+    pub(super) fn start(arguments: &[&str]) -> Self {
+        Self::spawn(leakmon(&["daemon", "--listen", "127.0.0.1:0"]).args(arguments))
+    }
+
+    /// Starts it as the command says, which must listen, and waits until it serves.
+    pub(super) fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut messages = BufReader::new(child.stderr.take().unwrap());
         let mut all = String::new();
         let address = loop {
@@ -40,17 +41,32 @@ impl Daemon {
             }
             all.push_str(&line);
         };
-        Self { child, address }
+        Self {
+            child,
+            address,
+            messages,
+        }
+    }
+
+    pub(super) fn tgid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line that it says.
+    pub(super) fn says(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(self.messages.read_line(&mut line).unwrap(), 0, "the daemon ended");
+        line
     }
 
     /// Body of a reply, which must be a good one.
-    fn get(&self, path: &str) -> String {
+    pub(super) fn get(&self, path: &str) -> String {
         let (status, body) = self.request(path);
         assert_eq!(status, 200, "{path}: {body}");
         body
     }
 
-    fn request(&self, path: &str) -> (u16, String) {
+    pub(super) fn request(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         write!(
             stream,
@@ -64,12 +80,12 @@ impl Daemon {
         (status, body.to_owned())
     }
 
-    fn report(&self) -> Report {
+    pub(super) fn report(&self) -> Report {
         Report::parse(&self.get("/api/v1/report"))
     }
 
     /// Asks again and again until the report is as it should be.
-    fn await_report(&self, what: &str, mut test: impl FnMut(&Report) -> bool) -> Report {
+    pub(super) fn await_report(&self, what: &str, mut test: impl FnMut(&Report) -> bool) -> Report {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let report = self.report();
@@ -81,7 +97,7 @@ impl Daemon {
     }
 
     /// Ends it as systemd does.
-    fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         signal(self.child.id(), nix::sys::signal::Signal::SIGTERM);
         assert!(self.child.wait().unwrap().success());
     }
@@ -113,7 +129,7 @@ fn leaking(report: &Report, tgid: u32) -> (Vec<String>, Counts) {
 }
 
 /// Counts of a process, where it is shown.
-fn of_victim(report: &Report, tgid: u32) -> Option<Counts> {
+pub(super) fn of_victim(report: &Report, tgid: u32) -> Option<Counts> {
     let targets = report.0["targets"].as_array().unwrap();
     let target = targets.iter().find(|target| target["pid"] == tgid)?;
     Some(Counts::of(&target["task"]))

@@ -12,6 +12,7 @@ mod host;
 mod life;
 mod lines;
 mod observer;
+mod service;
 mod truth;
 mod victim;
 mod wrappers;
