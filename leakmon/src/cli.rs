@@ -18,8 +18,9 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failure, 2 usage, 4 this host or target can't be probed.
-`run` exits with its command's code.
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 failure, 2 usage, 3 a leak with --fail-on-leak (`diff`: something grew),
+4 this host or target can't be probed. `run` exits with its command's code, and with 3 only where that is 0.
 
 Examples:
   leakmon run -- ./target/release/app         watch a program from its first instruction
@@ -54,6 +55,16 @@ Ctrl-C ends the observation and prints the report. Only tasks that are born mean
     #[command(after_help = "Example:
   leakmon probes ./target/release/app")]
     Probes(ProbesArgs),
+    /// Compares two JSON reports: what grew, what is fixed
+    #[command(after_help = "Examples:
+  leakmon run --format json -o old.json -- ./app     before the repair
+  leakmon run --format json -o new.json -- ./app     and after it
+  leakmon diff old.json new.json
+  leakmon diff --format svg -o diff.svg old.json new.json
+
+Exits with 3 where something grew: where a callsite has more live tasks than before, beyond the tolerance, and
+the newer report does not call it steady.")]
+    Diff(DiffArgs),
     /// Says whether this host can run leakmon, and what to do where it can't
     Doctor,
     /// Prints a completion script for a shell
@@ -123,6 +134,10 @@ pub enum FormatName {
     Json,
     /// For flame graphs.
     Folded,
+    /// For `go tool pprof`.
+    Pprof,
+    /// A flame graph.
+    Svg,
 }
 
 /// Options of `run`.
@@ -167,6 +182,35 @@ pub struct DaemonArgs {
     pub listen: Option<SocketAddr>,
 }
 
+/// Options of `diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The older report, made with `--format json`
+    pub old: PathBuf,
+    /// The newer report
+    pub new: PathBuf,
+    /// Form of the comparison
+    #[arg(long, value_enum, default_value_t = DiffFormat::Table)]
+    pub format: DiffFormat,
+    /// Where the comparison goes
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// How many more live tasks of a callsite are no growth
+    #[arg(long, value_name = "TASKS", default_value_t = 0)]
+    pub tolerance: u64,
+}
+
+/// Forms of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DiffFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// A flame graph.
+    Svg,
+}
+
 /// Options of `probes`.
 #[derive(Debug, Args)]
 pub struct ProbesArgs {
@@ -193,6 +237,9 @@ mod tests {
             "leakmon attach --exe /usr/bin/app --duration 1m --format folded",
             "leakmon daemon --config /etc/leakmon/leakmon.toml",
             "leakmon daemon --exe /usr/bin/app --listen 127.0.0.1:0",
+            "leakmon run --fail-on-leak -- cargo test",
+            "leakmon diff old.json new.json",
+            "leakmon diff --format svg -o diff.svg --tolerance 5 old.json new.json",
             "leakmon probes app",
             "leakmon doctor",
             "leakmon completions zsh",
@@ -214,6 +261,9 @@ mod tests {
             "leakmon attach -p 1 --format xml",
             "leakmon daemon --listen nowhere",
             "leakmon probes",
+            "leakmon diff old.json",
+            "leakmon diff --format folded old.json new.json",
+            "leakmon diff --tolerance -1 old.json new.json",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

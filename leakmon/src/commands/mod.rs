@@ -5,6 +5,7 @@
 
 mod attach;
 mod daemon;
+mod diff;
 mod doctor;
 mod observation;
 mod package_files;
@@ -14,7 +15,7 @@ mod run;
 use crate::{
     cli::{Cli, Command, ObserveArgs},
     config::ConfigError,
-    export::escape::is_hostile,
+    export::{RenderOptions, escape::is_hostile},
     kernel::{KernelError, Settings},
     symbols::hidden::HideError,
     targets::{AnalyseError, processes::ProcessError},
@@ -32,6 +33,8 @@ use std::{
 pub enum Exit {
     /// 0.
     Done,
+    /// 3: a leak was found, or something grew.
+    Leak,
     /// The code of the command that `run` ran.
     Command(u8),
     /// 1, 2 or 4, with the sentence that says why.
@@ -42,6 +45,8 @@ pub enum Exit {
 const FAILURE: u8 = 1;
 /// Exit code of a command line or configuration that makes no sense.
 const USAGE: u8 = 2;
+/// Exit code where a leak was found and the user wanted to be told so.
+const LEAK: u8 = 3;
 /// Exit code where this host or target can't be probed.
 const UNPROBEABLE: u8 = 4;
 
@@ -75,6 +80,7 @@ impl Exit {
     pub fn report(self) -> ExitCode {
         match self {
             Self::Done => ExitCode::SUCCESS,
+            Self::Leak => ExitCode::from(LEAK),
             Self::Command(code) => ExitCode::from(code),
             Self::Failed(code, sentence) => {
                 say(&sentence);
@@ -94,6 +100,7 @@ pub async fn execute(command: Command) -> anyhow::Result<Exit> {
         Command::Attach(args) => attach::execute(args).await,
         Command::Daemon(args) => daemon::execute(args).await,
         Command::Probes(args) => probes::execute(&args),
+        Command::Diff(args) => diff::execute(&args),
         Command::Doctor => doctor::execute(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -160,6 +167,20 @@ impl Destination<'_> {
             Self::Stdout => io::stdout().is_terminal(),
             Self::Stderr => io::stderr().is_terminal(),
             Self::File(_) => false,
+        }
+    }
+
+    /// How text for people is to look there.
+    fn options(self) -> RenderOptions {
+        let colour = self.is_terminal();
+        let size = match self {
+            Self::Stdout => terminal_size::terminal_size_of(io::stdout()),
+            Self::Stderr => terminal_size::terminal_size_of(io::stderr()),
+            Self::File(_) => None,
+        };
+        RenderOptions {
+            width: size.map(|(width, _)| width.0).filter(|_| colour),
+            colour,
         }
     }
 

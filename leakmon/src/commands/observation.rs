@@ -4,7 +4,7 @@ use super::Destination;
 use crate::{
     cli::{FormatName, ObserveArgs},
     daemon::Observer,
-    export::{self, Format, RenderOptions},
+    export::{self, Format},
     kernel::detach,
 };
 use anyhow::Context;
@@ -72,16 +72,10 @@ pub(super) async fn conclude(
         FormatName::Table => Format::Table,
         FormatName::Json => Format::Json,
         FormatName::Folded => Format::Folded,
+        FormatName::Pprof => Format::Pprof,
+        FormatName::Svg => Format::Svg,
     };
-    let is_terminal = destination.is_terminal();
-    let width = terminal_size::terminal_size_of(std::io::stderr())
-        .map(|(width, _)| width.0)
-        .filter(|_| is_terminal);
-    let options = RenderOptions {
-        width,
-        colour: is_terminal,
-    };
-    let written = destination.write(&export::render(format, &report, &options));
+    let written = destination.write(&export::render(format, &report, &destination.options()));
     detach::in_background(observer.into_kernel());
     written
 }

@@ -109,7 +109,7 @@ impl Assembly<'_> {
             states: states(entries),
             task_type,
             location: location.map(place).unwrap_or_default(),
-            stacks: entries.iter().map(stack).collect(),
+            stacks: entries.iter().map(|entry| stack(entry, until_ns)).collect(),
         }
     }
 
@@ -247,10 +247,12 @@ fn place(frame: &ResolvedFrame) -> Location {
     }
 }
 
-fn stack(entry: &Entry<'_>) -> StackReport {
+fn stack(entry: &Entry<'_>, until_ns: u64) -> StackReport {
+    let age = |born_ns| seconds(until_ns.saturating_sub(born_ns));
     StackReport {
         live: entry.count.live(),
         spawned: entry.count.born,
+        oldest_seconds: entry.count.oldest_born_ns.map(age),
         complete: entry.names.complete,
         frames: entry.names.frames.iter().map(shown_frame).collect(),
     }
@@ -262,6 +264,7 @@ fn shown_frame(frame: &ResolvedFrame) -> Frame {
         file: frame.file.clone(),
         line: frame.line,
         image: frame.image.as_deref().map(str::to_owned),
+        build_id: frame.build_id.clone(),
         offset: frame.offset,
         inlined: frame.inlined,
     }

@@ -13,17 +13,19 @@ use super::Format;
 use super::escape;
 use super::filter::{Filter, KINDS};
 use super::metrics;
+use super::page;
 use super::snapshot::{Heartbeat, Snapshot};
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use bytes::Bytes;
 use hyper_util::service::TowerToHyperService;
-use std::future::Future;
+use std::future::{Future, ready as done};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -42,17 +44,6 @@ const TGID_MAX: u32 = 1 << 22;
 
 /// Media type of sentences.
 const TEXT: &str = "text/plain; charset=utf-8";
-
-const INDEX: &str = "leakmon
-
-/metrics         Prometheus text
-/folded          folded stacks of the live tasks
-/api/v1/report   the report in JSON
-/livez           200 while the event loop runs
-/readyz          200 once probes are attached
-
-The first three take ?pid= and ?kind=.
-";
 
 /// What requests may read.
 #[derive(Clone, Debug)]
@@ -103,14 +94,26 @@ fn router(source: Source) -> Router {
             reply(shared, parameters, content_type, text)
         })
     };
-    Router::new()
-        .route("/", get(async || plain(StatusCode::OK, INDEX)))
+    with_page(Router::new())
         .route("/metrics", data(metrics::CONTENT_TYPE, Snapshot::metrics))
         .route(
             "/folded",
             data(Format::Folded.content_type(), |snapshot, filter| {
                 Ok(snapshot.folded(filter))
             }),
+        )
+        .route(
+            "/debug/pprof/task",
+            data(Format::Pprof.content_type(), |snapshot, filter| {
+                Ok(snapshot.pprof(filter))
+            }),
+        )
+        .route(
+            "/flamegraph.svg",
+            with_policy(
+                data(Format::Svg.content_type(), |snapshot, filter| Ok(snapshot.svg(filter))),
+                page::FLAME_GRAPH_POLICY,
+            ),
         )
         .route(
             "/api/v1/report",
@@ -121,8 +124,33 @@ fn router(source: Source) -> Router {
         )
         .route("/livez", get(live))
         .route("/readyz", get(ready))
-        .fallback(async || plain(StatusCode::NOT_FOUND, "No such page; / lists them.\n"))
+        .fallback(async || plain(StatusCode::NOT_FOUND, "No such page; / is the first one.\n"))
         .with_state(shared)
+}
+
+/// The files of the page, each a route.
+fn with_page(router: Router<Arc<Shared>>) -> Router<Arc<Shared>> {
+    page::FILES.into_iter().fold(router, |router, file| {
+        let answer = async move || {
+            typed(
+                StatusCode::OK,
+                file.content_type,
+                Bytes::from_static(file.text.as_bytes()),
+            )
+        };
+        router.route(file.path, with_policy(get(answer), page::POLICY))
+    })
+}
+
+/// Puts a content security policy on what a route answers.
+fn with_policy(route: MethodRouter<Arc<Shared>>, policy: &'static str) -> MethodRouter<Arc<Shared>> {
+    let policy = HeaderValue::from_static(policy);
+    route.layer(map_response(move |mut response: Response| {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_SECURITY_POLICY, policy.clone());
+        done(response)
+    }))
 }
 
 async fn reply(shared: Arc<Shared>, parameters: Parameters, content_type: &'static str, text: Text) -> Response {

@@ -17,15 +17,20 @@ pub const STRING_CHARS_MAX: usize = 4_096;
 /// The report as JSON text.
 #[must_use]
 pub fn render(report: &Report, _options: &RenderOptions) -> Vec<u8> {
+    bounded(report)
+}
+
+/// A value as JSON text with bounded strings and visible control characters.
+pub(super) fn bounded(value: &impl Serialize) -> Vec<u8> {
     let mut text = Vec::with_capacity(4_096);
     let formatter = BoundedFormatter {
         pretty: PrettyFormatter::new(),
         left: 0,
     };
     let mut serializer = Serializer::with_formatter(&mut text, formatter);
-    match report.serialize(&mut serializer) {
+    match value.serialize(&mut serializer) {
         Ok(()) => text.push(b'\n'),
-        // A Vec takes every write and the report has no map with odd keys; were it to fail, half an object would be
+        // A Vec takes every write and no map here has odd keys; were it to fail, half an object would be
         // worse than none.
         Err(_) => text.clear(),
     }
@@ -172,7 +177,7 @@ mod tests {
             loss.events_dropped loss.live_full loss.stacks_full
             loss.stacks_truncated loss.unmatched_ends loss.replaced";
         let added = "targets[].exited callsites[].location.image callsites[].location.offset
-            callsites[].stacks[].spawned callsites[].stacks[].complete";
+            callsites[].stacks[].spawned callsites[].stacks[].complete callsites[].stacks[].oldest_seconds";
         let mut found = BTreeSet::new();
         keys(&parsed(&samples::busy()), "", &mut found);
         let want: BTreeSet<String> = contract

@@ -9,25 +9,33 @@
 //! | `table` | text for a person |
 //! | `json` | the JSON contract |
 //! | `folded` | folded stacks for flame graphs |
+//! | `svg` | a flame graph |
+//! | `pprof` | a profile for `go tool pprof` and its like |
+//! | `comparison` | two reports compared, as a table, JSON or a flame graph |
 //! | `plan` | a probe plan as text |
 //! | `series`, `metrics` | the bounded choice of time series, and Prometheus text |
 //! | `snapshot`, `http` | what a request may read, and the routes |
+//! | `page` | the page at `/`: plain files |
 //! | `escape`, `shorten`, `age`, `filter` | what formats share: harmless and fitting names, durations, `?pid=`, `?kind=` |
 //!
 //! A new output is one file and one line in the table below.
 
 pub mod age;
+pub mod comparison;
 pub mod escape;
 pub mod filter;
 pub mod folded;
 pub mod http;
 pub mod json;
 pub mod metrics;
+pub mod page;
 pub mod plan;
+pub mod pprof;
 pub mod report;
 pub mod series;
 pub(crate) mod shorten;
 pub mod snapshot;
+pub mod svg;
 pub mod table;
 
 use report::Report;
@@ -43,7 +51,7 @@ pub struct RenderOptions {
 
 /// Declares [`Format`] and its table from one line a format.
 macro_rules! formats {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal, $content_type:literal, $extension:literal, $render:path;)*) => {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $content_type:expr, $extension:literal, $render:path;)*) => {
         /// A report format, as `--format` names it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Format { $($(#[$doc])* $variant,)* }
@@ -85,6 +93,10 @@ formats! {
     Json = "json", "application/json", "json", json::render;
     /// Folded stacks.
     Folded = "folded", "text/plain; charset=utf-8", "folded", folded::render;
+    /// A gzipped profile.
+    Pprof = "pprof", "application/octet-stream", "pb.gz", pprof::render;
+    /// A flame graph.
+    Svg = "svg", svg::CONTENT_TYPE, "svg", svg::render;
 }
 
 impl Format {

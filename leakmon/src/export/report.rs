@@ -1,9 +1,11 @@
 //! The report: what every output format is made from.
 //!
 //! In: nothing, it is data; `daemon.rs` builds it from `live` and `symbols`. Out: the JSON contract (`"schema": 1`,
-//! fields are only ever added). It does not choose what is shown: the formats do.
+//! fields are only ever added: one that older reports lack is read as absent). It does not choose what is shown: the formats do.
 
-use serde::{Serialize, Serializer};
+use super::filter::KINDS;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use std::sync::Arc;
 
 /// Version of the JSON contract.
 pub const SCHEMA: u32 = 1;
@@ -13,7 +15,7 @@ pub const JSON_STACKS_MAX: usize = 10;
 
 /// Everything that leakmon knows at one moment. Strings from targets are unescaped here: each format escapes for
 /// itself.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -28,7 +30,7 @@ pub struct Report {
 }
 
 /// One process.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TargetReport {
     /// `PID-…`, unique over PID reuse and exec.
     pub id: String,
@@ -53,6 +55,7 @@ pub struct TargetReport {
     /// Threads; `None` where they are not followed.
     pub thread: Option<EntityCounts>,
     /// Whether the process has ended.
+    #[serde(default)]
     pub exited: bool,
 }
 
@@ -68,7 +71,7 @@ impl TargetReport {
 }
 
 /// How well a target is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TargetStatus {
     /// Every task type is followed.
@@ -95,7 +98,7 @@ impl TargetStatus {
 }
 
 /// Probe sites of a target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteCounts {
     /// Birth sites.
     pub spawn: u64,
@@ -106,7 +109,7 @@ pub struct SiteCounts {
 }
 
 /// Cumulative counts of tasks or threads; `live` = `spawned` − `ended`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntityCounts {
     /// Born since the attach.
     pub spawned: u64,
@@ -116,8 +119,11 @@ pub struct EntityCounts {
     pub live: u64,
 }
 
+/// One of [`KINDS`].
+pub type KindName = &'static str;
+
 /// One callsite in one target.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CallsiteReport {
     /// Sixteen hexadecimal digits, stable across runs and hosts for one build.
     pub id: String,
@@ -126,7 +132,8 @@ pub struct CallsiteReport {
     /// The tgid.
     pub pid: u32,
     /// `task`, `local`, `blocking`, `held`, `thread`.
-    pub kind: &'static str,
+    #[serde(deserialize_with = "known_kind")]
+    pub kind: KindName,
     /// Alive now.
     pub live: u64,
     /// Born since the attach.
@@ -153,7 +160,7 @@ pub struct CallsiteReport {
 }
 
 /// What leakmon thinks of a callsite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// It leaks.
@@ -180,7 +187,7 @@ impl Verdict {
 }
 
 /// States of the live tasks that were sampled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateCounts {
     /// How many were read.
     pub sampled: u64,
@@ -195,7 +202,7 @@ pub struct StateCounts {
 }
 
 /// Where a callsite is, as a person would say it. Every field is `None` where it can't be known.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Location {
     /// Function.
     pub function: Option<String>,
@@ -210,12 +217,14 @@ pub struct Location {
 }
 
 /// One stack of a callsite.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StackReport {
     /// Tasks alive that were born with it.
     pub live: u64,
     /// Tasks born with it.
     pub spawned: u64,
+    /// Age of the oldest of them that is alive.
+    pub oldest_seconds: Option<f64>,
     /// Whether the walk reached the thread's start.
     pub complete: bool,
     /// Innermost first, inlined functions before the function they were inlined into.
@@ -223,7 +232,7 @@ pub struct StackReport {
 }
 
 /// One frame.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
     /// Demangled, without hash; `None` where no symbol covers the address.
     pub function: Option<String>,
@@ -233,14 +242,18 @@ pub struct Frame {
     pub line: Option<u32>,
     /// File name of the image; `None` where no mapping is known.
     pub image: Option<String>,
-    /// Offset in the image's file, or the bare address where no mapping is known.
+    /// Build id of the image, hexadecimal. Not in JSON: it would be there thousands of times.
+    #[serde(skip)]
+    pub build_id: Option<Arc<str>>,
+    /// Offset in the image's file (of the return address, but for the innermost frame), or the bare address where no
+    /// mapping is known.
     pub offset: u64,
     /// Inlined into the next frame.
     pub inlined: bool,
 }
 
 /// What was refused or lost. Live counts stay right whatever `events_dropped` says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossReport {
     /// Events that found the ring full.
     pub events_dropped: u64,
@@ -254,6 +267,13 @@ pub struct LossReport {
     pub unmatched_ends: u64,
     /// Tasks that were freed without completing, noticed when their memory was used again.
     pub replaced: u64,
+}
+
+/// A kind by its name; a report of a later version may have others.
+fn known_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let known = KINDS.into_iter().find(|kind| *kind == name);
+    known.ok_or_else(|| D::Error::custom(format!("no kind is called {name:?} here")))
 }
 
 fn first_stacks<S: Serializer>(stacks: &[StackReport], serializer: S) -> Result<S::Ok, S::Error> {

@@ -93,6 +93,7 @@ pub(crate) fn frame(function: &str, file: &str, line: u32) -> Frame {
         file: Some(file.to_owned()),
         line: Some(line),
         image: Some("app".to_owned()),
+        build_id: Some("00ff".into()),
         offset: 0x1234,
         inlined: false,
     }
@@ -110,6 +111,7 @@ fn stack(live: u64, complete: bool, frames: Vec<Frame>) -> StackReport {
     StackReport {
         live,
         spawned: live,
+        oldest_seconds: (live > 0).then_some(9.2),
         complete,
         frames,
     }

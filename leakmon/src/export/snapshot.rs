@@ -29,6 +29,8 @@ pub struct Snapshot {
     metrics: OnceLock<Result<Bytes, String>>,
     json: OnceLock<Bytes>,
     folded: OnceLock<Bytes>,
+    pprof: OnceLock<Bytes>,
+    svg: OnceLock<Bytes>,
 }
 
 impl Snapshot {
@@ -43,6 +45,8 @@ impl Snapshot {
             metrics: OnceLock::new(),
             json: OnceLock::new(),
             folded: OnceLock::new(),
+            pprof: OnceLock::new(),
+            svg: OnceLock::new(),
         }
     }
 
@@ -83,6 +87,18 @@ impl Snapshot {
     #[must_use]
     pub fn folded(&self, filter: &Filter) -> Bytes {
         self.rendered(&self.folded, Format::Folded, filter)
+    }
+
+    /// A gzipped profile.
+    #[must_use]
+    pub fn pprof(&self, filter: &Filter) -> Bytes {
+        self.rendered(&self.pprof, Format::Pprof, filter)
+    }
+
+    /// A flame graph.
+    #[must_use]
+    pub fn svg(&self, filter: &Filter) -> Bytes {
+        self.rendered(&self.svg, Format::Svg, filter)
     }
 
     fn rendered(&self, whole: &OnceLock<Bytes>, format: Format, filter: &Filter) -> Bytes {

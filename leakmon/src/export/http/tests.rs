@@ -165,7 +165,7 @@ async fn bad_requests_get_a_sentence() {
             400,
             "pid is given twice: give it once.\n",
         ),
-        ("GET", "/nothing", 404, "No such page; / lists them.\n"),
+        ("GET", "/nothing", 404, "No such page; / is the first one.\n"),
     ] {
         let (got, head, body) = ask(server.address, method, path).await;
         assert_eq!((got, body.as_str()), (status, sentence), "{method} {path}");
@@ -193,14 +193,51 @@ async fn only_get_and_head_are_methods() {
 }
 
 #[tokio::test]
-async fn the_index_names_every_page() {
+async fn the_page_comes_with_its_files_and_its_policy() {
     let server = started().await;
-    let (status, _, body) = ask(server.address, "GET", "/").await;
-    assert_eq!((status, body.as_str()), (200, INDEX));
-    for page in body.lines().filter(|line| line.starts_with('/')) {
-        let path = page.split(' ').next().unwrap();
-        assert_eq!(ask(server.address, "GET", path).await.0, 200, "{path}");
+    for file in page::FILES {
+        let (status, head, body) = ask(server.address, "GET", file.path).await;
+        assert_eq!((status, body.as_str()), (200, file.text), "{}", file.path);
+        assert!(
+            head.contains(&format!("content-type: {}\r\n", file.content_type)),
+            "{head}"
+        );
+        assert!(
+            head.contains("content-security-policy: default-src 'none'; script-src 'self';"),
+            "{head}"
+        );
     }
+}
+
+#[tokio::test]
+async fn a_flame_graph_is_served_in_an_origin_of_its_own() {
+    let server = started().await;
+    let (status, head, body) = ask(server.address, "GET", "/flamegraph.svg?kind=task").await;
+    assert_eq!(status, 200);
+    assert!(head.contains("content-type: image/svg+xml\r\n"), "{head}");
+    assert!(
+        head.contains("content-security-policy: sandbox allow-scripts;"),
+        "{head}"
+    );
+    assert!(body.contains("all (43 tasks, 100%)") && body.ends_with("</svg>\n"));
+}
+
+#[tokio::test]
+async fn a_profile_is_what_the_format_makes_of_the_part() {
+    let server = started().await;
+    let filter = Filter {
+        tgid: None,
+        kind: Some("task"),
+    };
+    let want = server.source.snapshot.load().pprof(&filter);
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream
+        .write_all(b"GET /debug/pprof/task?kind=task HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(&want));
 }
 
 #[tokio::test]
