@@ -114,9 +114,10 @@ mod tests {
             kind,
             names: names.iter().map(|name| (*name).to_owned()).collect(),
             runtime_owned,
-            trailer_offset: 0x50,
-            scheduler_offset: 0x20,
-            id_offset: 0x28,
+            vtable_offset: 0x10,
+            trailer_offset: Some(0x50),
+            scheduler_offset: Some(0x20),
+            id_offset: Some(0x28),
         };
         let site = |role, register, condition, task_type, cheap| ProbeSite {
             role,

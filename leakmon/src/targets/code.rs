@@ -51,6 +51,24 @@ impl Function {
         function
     }
 
+    /// Functions whose address the code names, by calling them or otherwise; not itself.
+    pub(super) fn named(&self, image: &Image<'_>) -> Vec<u64> {
+        let own = self.instructions.first().map(Instruction::ip);
+        let mut found = BTreeSet::new();
+        for instruction in &self.instructions {
+            let target = branch_target(instruction).or_else(|| {
+                let address = instruction
+                    .is_ip_rel_memory_operand()
+                    .then(|| instruction.ip_rel_memory_address())
+                    .or_else(|| absolute(instruction))?;
+                image.relocated_word(address).or(Some(address))
+            });
+            let other = target.and_then(|target| image.function(target).filter(|function| function.start == target));
+            found.extend(other.map(|other| other.start).filter(|other| Some(*other) != own));
+        }
+        found.into_iter().collect()
+    }
+
     /// Index of the instruction that begins at `address`.
     pub(super) fn index(&self, address: u64) -> Option<usize> {
         self.instructions.binary_search_by_key(&address, Instruction::ip).ok()
@@ -69,6 +87,28 @@ pub(super) fn jump_target(instruction: &Instruction) -> Option<u64> {
 /// Where a direct `call`, `jmp` or `jcc` leads.
 pub(super) fn branch_target(instruction: &Instruction) -> Option<u64> {
     (instruction.op0_kind() == OpKind::NearBranch64).then(|| instruction.near_branch64())
+}
+
+/// Whether the instruction around `place` names `address`: as a branch target, relative to itself, or in an immediate.
+pub(super) fn names(image: &Image<'_>, place: u64, address: u64) -> bool {
+    let Some(function) = Function::around(image, place) else {
+        return false;
+    };
+    let index = function.instructions.partition_point(|instruction| instruction.ip() <= place);
+    let around = index.checked_sub(1).and_then(|index| function.instructions.get(index));
+    around.is_some_and(|instruction| {
+        let relative = instruction.is_ip_rel_memory_operand() && instruction.ip_rel_memory_address() == address;
+        relative || branch_target(instruction) == Some(address) || absolute(instruction) == Some(address)
+    })
+}
+
+/// The address that an immediate of 32 bits can be, as `mov esi, VTABLE` and `mov qword ptr [rsp], VTABLE` of position-dependent
+/// code.
+pub(super) fn absolute(instruction: &Instruction) -> Option<u64> {
+    let wide = |operand: &u32| matches!(instruction.op_kind(*operand), OpKind::Immediate32 | OpKind::Immediate32to64);
+    (0..instruction.op_count())
+        .find(wide)
+        .map(|operand| instruction.immediate(operand))
 }
 
 /// Whether execution can go on behind the instruction.

@@ -6,17 +6,17 @@
 
 use gimli::{BaseAddresses, CieOrFde, EhFrame, NativeEndian, UnwindSection};
 use object::{
-    Endianness, U64,
+    Endianness,
     elf::{self, FileHeader64},
     read::{
         ReadRef,
-        elf::{FileHeader, ProgramHeader, Rela, SectionHeader, SectionTable, Sym},
+        elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym},
     },
 };
 use std::{cell::Cell, ops::Range};
 
-/// Most relocated words; an 839 MB binary has about 1.5 million.
-const WORDS_MAX: usize = 1 << 22;
+mod words;
+
 /// Longest common part (CIE) of `.eh_frame`, in bytes; usual ones have 20 to 30, and each function's is parsed anew.
 const COMMON_BYTES_MAX: u32 = 512;
 /// Most functions; the same binary has about 1 million.
@@ -85,13 +85,14 @@ pub(super) struct FunctionSymbol<'data> {
 pub(super) struct Image<'data> {
     /// By ascending address, not overlapping.
     pub(super) segments: Vec<Segment<'data>>,
-    /// Relocated words by ascending address: where, and what address will be there relative to the image.
+    /// Relocated words by ascending address: where, and what address will be there relative to the image. In a position-dependent
+    /// image: words of data that are addresses of code.
     pub(super) words: Vec<(u64, u64)>,
     /// Address ranges of functions from `.eh_frame`, ascending, not overlapping.
     functions: Vec<Range<u64>>,
     /// By ascending address. Empty in a stripped image.
     pub(super) symbols: Vec<FunctionSymbol<'data>>,
-    /// `ET_DYN`: loaded anywhere, its pointers relocated.
+    /// `ET_DYN`: loaded anywhere, its pointers relocated. Else its addresses are those of the process.
     pub(super) position_independent: bool,
     /// Address of the first own instruction (`e_entry`); a library has none.
     pub(super) entry: Option<u64>,
@@ -152,49 +153,6 @@ impl<'data> Image<'data> {
         if self.segments.windows(2).any(|pair| pair[0].end() > pair[1].address) {
             return Err(ImageError::Damaged(WHAT));
         }
-        Ok(())
-    }
-
-    /// `R_X86_64_RELATIVE` of `SHT_RELA` sections (the addend is the address) and `SHT_RELR` (the address is in place).
-    fn load_words<R: ReadRef<'data>>(
-        &mut self,
-        sections: &SectionTable<'data, Header, R>,
-        data: R,
-    ) -> Result<(), ImageError> {
-        /// A place, or a bitmap of 63.
-        const PACKED_BYTES: u64 = 8;
-        let endian = Endianness::Little;
-        let mut words = Vec::new();
-        // Counted before they are read, whatever they are: sections may overlap.
-        let mut left = WORDS_MAX as u64;
-        for section in sections.iter() {
-            let entry_bytes = match section.sh_type(endian) {
-                elf::SHT_RELA => size_of::<elf::Rela64<Endianness>>() as u64,
-                elf::SHT_RELR => PACKED_BYTES,
-                _ => continue,
-            };
-            left = left
-                .checked_sub(section.sh_size(endian) / entry_bytes)
-                .ok_or(ImageError::TooLarge("relocations"))?;
-            if let Ok(Some((relas, _))) = section.rela(endian, data) {
-                let relative = relas
-                    .iter()
-                    .filter(|rela| rela.r_type(endian, false) == elf::R_X86_64_RELATIVE);
-                words.extend(relative.map(|rela| (rela.r_offset(endian), rela.r_addend(endian) as u64)));
-            } else if entry_bytes == PACKED_BYTES
-                && let Ok(packed) = section.data_as_array::<U64<Endianness>, _>(endian, data)
-            {
-                for place in packed_places(packed) {
-                    left = left.checked_sub(1).ok_or(ImageError::TooLarge("relocations"))?;
-                    if let Some(target) = self.word_in_place(place) {
-                        words.push((place, target));
-                    }
-                }
-            }
-        }
-        words.sort_unstable();
-        words.dedup_by_key(|word| word.0);
-        self.words = words;
         Ok(())
     }
 
@@ -355,23 +313,6 @@ impl<'data> Image<'data> {
             .take_while(move |symbol| symbol.address == address)
             .map(|symbol| symbol.name)
     }
-}
-
-/// The places that a `SHT_RELR` section packs: an even word is one, an odd word a bitmap of those among the 63 words behind
-/// the last (System V ABI, "Relative Relocation Table"). Addresses may wrap.
-fn packed_places(packed: &[U64<Endianness>]) -> impl Iterator<Item = u64> {
-    let mut behind = 0_u64;
-    packed.iter().flat_map(move |word| {
-        let word = word.get(Endianness::Little);
-        let (first, bitmap, next) = match word & 1 {
-            0 => (word, 1, word.wrapping_add(8)),
-            _ => (behind, word >> 1, behind.wrapping_add(63 * 8)),
-        };
-        behind = next;
-        (0..63)
-            .filter(move |bit| bitmap >> bit & 1 == 1)
-            .map(move |bit| first.wrapping_add(8 * bit))
-    })
 }
 
 fn header<'data, R: ReadRef<'data>>(data: R) -> Result<&'data Header, ImageError> {

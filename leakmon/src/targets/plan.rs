@@ -50,12 +50,14 @@ pub struct TaskType {
     pub names: Vec<String>,
     /// Whether the type is one of the runtime's own (its worker threads).
     pub runtime_owned: bool,
-    /// Offset of the trailer in the task's memory.
-    pub trailer_offset: u32,
-    /// Offset of the scheduler handle.
-    pub scheduler_offset: u32,
-    /// Offset of the task id.
-    pub id_offset: u32,
+    /// Offset of the pointer to the vtable in the task's header.
+    pub vtable_offset: u32,
+    /// Offset of the trailer in the task's memory; `None` where the runtime's version does not tell it.
+    pub trailer_offset: Option<u32>,
+    /// Offset of the scheduler handle, likewise.
+    pub scheduler_offset: Option<u32>,
+    /// Offset of the task id, likewise.
+    pub id_offset: Option<u32>,
 }
 
 /// One instruction to probe.

@@ -1,6 +1,7 @@
-//! Which code names an address: a scan of all code for 32-bit distances that lead to one of a few addresses.
+//! Which code names an address: a scan of all code for 32-bit distances that lead to one of a few addresses; in a
+//! position-dependent image also for the addresses themselves.
 //!
-//! In: an image and the addresses. Out: places in the code where a distance to one of them seems to be. Machine code has no
+//! In: an image and the addresses. Out: places in the code where a distance to one of them (or one of them) seems to be. Machine code has no
 //! marks, so a place may be a chance match: the caller decodes the function around it.
 
 use super::image::Image;
@@ -20,7 +21,7 @@ pub(super) struct Reference {
 }
 
 /// All references to the targets, by ascending place. The distance is reckoned from its own end, as in `lea reg, [rip + d]`,
-/// `mov reg, [rip + d]`, `call [rip + d]`, `call d` and `jmp d`.
+/// `mov reg, [rip + d]`, `call [rip + d]`, `call d` and `jmp d`. Position-dependent code also has `mov reg, ADDRESS`.
 pub(super) fn references(image: &Image<'_>, targets: &[u64]) -> Vec<Reference> {
     let mut targets = targets.to_vec();
     targets.sort_unstable();
@@ -36,8 +37,12 @@ pub(super) fn references(image: &Image<'_>, targets: &[u64]) -> Vec<Reference> {
         for (index, window) in segment.data.windows(4).enumerate() {
             let distance = i32::from_le_bytes([window[0], window[1], window[2], window[3]]);
             let place = segment.address + index as u64;
-            let target = (place + 4).wrapping_add_signed(i64::from(distance));
-            if target >= first && target <= last && filter[hash(target)] && targets.binary_search(&target).is_ok() {
+            let is_target = |target: &u64| {
+                (first..=last).contains(target) && filter[hash(*target)] && targets.binary_search(target).is_ok()
+            };
+            let near = Some((place + 4).wrapping_add_signed(i64::from(distance))).filter(is_target);
+            let absolute = (!image.position_independent).then(|| u64::from(distance.cast_unsigned()));
+            if let Some(target) = near.or(absolute.filter(is_target)) {
                 found.push(Reference { place, target });
                 if found.len() >= PLACES_MAX {
                     return found;

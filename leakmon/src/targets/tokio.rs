@@ -1,7 +1,8 @@
 //! tokio, in an image: its task types, where they are born and where they complete. No symbols are needed.
 //!
-//! In: an image. Out: the runtime's part of the plan. Everything that depends on tokio's version is in `vtables` (the table of
-//! shapes) and in the constants at the top of `births` and `completions`, each with its source.
+//! In: an image. Out: the runtime's part of the plan, for as many versions as are linked into it. Everything that depends on
+//! tokio's version is in `vtables` (the table of shapes) and in the constants at the top of `births` and `completions`, each with
+//! its source.
 
 mod births;
 mod completions;
@@ -15,86 +16,145 @@ use super::{
     runtimes::{Finding, Planned},
 };
 use births::Birth;
+use completions::{Completions, Reach};
 use std::collections::{BTreeMap, BTreeSet};
 use type_names::Naming;
-use vtables::{SHAPES, Shape, Vtable};
+use version::{Minors, Versions};
+use vtables::{Claimed, Completion, SHAPES, Shape, Vtable};
 
 /// Problems told one by one; more are summed up.
 const PROBLEMS_MAX: usize = 32;
 
 /// Looks for tokio in an image.
 pub(super) fn find(image: &Image<'_>) -> Finding {
+    let versions = version::find(image);
+    let minors = versions.minors();
+    let mut found = Found::default();
+    let mut claimed = Claimed::default();
     for shape in &SHAPES {
-        let vtables = vtables::scan(image, shape);
+        let vtables = vtables::scan(image, shape, &minors, &claimed);
         if vtables.is_empty() {
             continue;
         }
         if !image.has_functions() {
             let reason = "its .eh_frame section is missing; link it without removing that section".to_owned();
-            return Finding::Unsupported {
-                version: version::find(image),
-                reason,
-            };
+            let version = versions.shown();
+            return Finding::Unsupported { version, reason };
         }
+        let completions = found
+            .completions
+            .entry(shape.completion)
+            .or_insert_with(|| completions::find(image, shape.completion));
+        let (vtables, incomplete) = completing(image, shape, vtables, completions);
         let births = births::find(image, shape, &vtables);
         let born: BTreeSet<u64> = births.iter().map(|birth| birth.vtable).collect();
-        let vtables: Vec<Vtable> = vtables
-            .into_iter()
-            .filter(|vtable| born.contains(&vtable.address))
-            .collect();
+        let is_born = |vtable: &Vtable| born.contains(&vtable.address);
+        let vtables: Vec<Vtable> = vtables.into_iter().filter(is_born).collect();
         if vtables.is_empty() {
             continue;
         }
-        return Finding::Planned(plan(image, shape, &vtables, births));
+        claimed.add(shape, &vtables);
+        found.problems.extend(incomplete.intersection(&born).map(|vtable| {
+            format!("Ends of the task type with vtable {vtable:#x} are not seen: no completion is reached from its code.")
+        }));
+        found.families.push((shape, vtables, births));
     }
-    absent(image)
+    let ends = found.families.iter().any(|(shape, ..)| found.has_ends(shape.completion));
+    if found.families.is_empty() || !ends {
+        return absent(&versions, &minors, !found.families.is_empty());
+    }
+    Finding::Planned(plan(image, &versions, found))
 }
 
-fn absent(image: &Image<'_>) -> Finding {
-    let Some(version) = version::find(image) else {
+/// What was found so far.
+#[derive(Default)]
+struct Found<'a> {
+    families: Vec<(&'a Shape, Vec<Vtable>, Vec<Birth>)>,
+    completions: BTreeMap<Completion, Completions>,
+    problems: Vec<String>,
+}
+
+impl Found<'_> {
+    fn has_ends(&self, completion: Completion) -> bool {
+        self.completions
+            .get(&completion)
+            .is_some_and(|completions| !completions.sites.is_empty())
+    }
+}
+
+/// The vtables whose `poll` leads to a completion, and of the rest those that their integers alone prove: their ends are not seen.
+fn completing<'a>(
+    image: &'a Image<'a>,
+    shape: &Shape,
+    vtables: Vec<Vtable>,
+    completions: &'a Completions,
+) -> (Vec<Vtable>, BTreeSet<u64>) {
+    let mut reach = Reach::new(image, completions);
+    let mut incomplete = BTreeSet::new();
+    let kept = vtables.into_iter().filter(|vtable| {
+        let completes = reach.completes(vtable.functions[shape.poll]);
+        if !completes {
+            incomplete.insert(vtable.address);
+        }
+        completes || shape.is_proven_by_integers()
+    });
+    let kept = kept.collect();
+    (kept, incomplete)
+}
+
+/// Why there is no plan: `has_tasks` where task types were found and no end of any.
+fn absent(versions: &Versions, minors: &Minors, has_tasks: bool) -> Finding {
+    let version = versions.shown();
+    if version.is_none() && !has_tasks {
         return Finding::Absent;
-    };
-    let supported = SHAPES.map(|shape| shape.versions).join(", ");
-    let reason = if image.position_independent {
-        format!("no task vtable of a known form is in it; supported are tokio {supported}")
-    } else {
-        "it is not position-independent; build it without `-C relocation-model=static`".to_owned()
-    };
-    Finding::Unsupported {
-        version: Some(version),
-        reason,
     }
+    let symbols_needed = |minor: &u32| {
+        let mut shapes = SHAPES.iter().filter(|shape| shape.completion == Completion::Harness);
+        shapes.any(|shape| (shape.minors.0..=shape.minors.1).contains(minor))
+    };
+    let reason = if has_tasks {
+        "nothing in it shows where tasks end; build it with optimisation, or keep its symbol table".to_owned()
+    } else if minors.0.iter().any(symbols_needed) {
+        "with this version only symbols show where tasks end, and it has none for them; keep its symbol table".to_owned()
+    } else {
+        let supported: Vec<String> = SHAPES.iter().rev().map(Shape::versions).collect();
+        format!(
+            "no task vtable of a known form is in it; supported are tokio {}",
+            supported.join(", ")
+        )
+    };
+    Finding::Unsupported { version, reason }
 }
 
-fn plan(image: &Image<'_>, shape: &Shape, vtables: &[Vtable], births: Vec<Birth>) -> Planned {
+fn plan(image: &Image<'_>, versions: &Versions, mut found: Found<'_>) -> Planned {
     let mut planned = Planned {
-        version: version::find(image),
+        version: versions.shown(),
+        problems: found.problems,
         ..Planned::default()
     };
-    let namings = type_names::find(image, shape, vtables);
-    planned.task_types = vtables
-        .iter()
-        .zip(namings)
-        .map(|(vtable, naming)| task_type(vtable, naming))
-        .collect();
-    for (site, types) in by_site(vtables, births, &mut planned.problems).into_values() {
-        let task_type = match types.as_slice() {
-            [only] => Some(*only),
-            _ => None,
-        };
-        planned.sites.push(ProbeSite { task_type, ..site });
+    let mut ends = BTreeMap::new();
+    for (shape, vtables, births) in found.families {
+        if let Some(completions) = found.completions.remove(&shape.completion) {
+            ends.extend(completions.sites.into_iter().map(|site| (site.address, site)));
+        }
+        let first = planned.task_types.len();
+        let namings = type_names::find(image, shape, &vtables);
+        let types = vtables.iter().zip(namings);
+        planned
+            .task_types
+            .extend(types.map(|(vtable, naming)| task_type(shape, vtable, naming)));
+        for (site, types) in by_site(&vtables, births, &mut planned.problems).into_values() {
+            let task_type = match types.as_slice() {
+                [only] => Some(first + *only),
+                _ => None,
+            };
+            planned.sites.push(ProbeSite { task_type, ..site });
+        }
     }
     planned
         .sites
         .sort_by_key(|site| (site.task_type.is_none(), site.task_type, site.address));
-    let ends = completions::find(image);
-    if ends.is_empty() {
-        planned.problems.push(
-            "No completion site was found: ended tasks are not seen. Build without stripping, or with optimisation."
-                .into(),
-        );
-    }
-    planned.sites.extend(ends);
+    planned.sites.extend(ends.into_values());
     if !image.is_searched() {
         planned
             .problems
@@ -137,14 +197,15 @@ fn by_site(
     sites
 }
 
-fn task_type(vtable: &Vtable, naming: Naming) -> TaskType {
+fn task_type(shape: &Shape, vtable: &Vtable, naming: Naming) -> TaskType {
     TaskType {
         vtable: vtable.address,
         kind: naming.kind(vtable),
         names: naming.names,
         runtime_owned: naming.runtime_owned,
-        trailer_offset: vtable.trailer_offset as u32,
-        scheduler_offset: vtable.scheduler_offset as u32,
-        id_offset: vtable.id_offset as u32,
+        vtable_offset: shape.vtable_offset as u32,
+        trailer_offset: vtable.trailer_offset.map(|offset| offset as u32),
+        scheduler_offset: vtable.scheduler_offset.map(|offset| offset as u32),
+        id_offset: vtable.id_offset.map(|offset| offset as u32),
     }
 }

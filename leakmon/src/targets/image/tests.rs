@@ -1,6 +1,7 @@
 //! Packed relocations, and images that repeat or overlap their parts.
 
-use super::*;
+use super::{words::{WORDS_MAX, packed_places}, *};
+use object::U64;
 use proptest::prelude::*;
 
 fn places(packed: &[u64]) -> Vec<u64> {

@@ -153,8 +153,9 @@ fn a_small_image_is_planned() {
             task_type.scheduler_offset,
             task_type.id_offset
         ),
-        (0x50, 0x20, 0x28)
+        (Some(0x50), Some(0x20), Some(0x28))
     );
+    assert_eq!(task_type.vtable_offset, 0x10);
     let sites: Vec<_> = plan
         .sites
         .iter()

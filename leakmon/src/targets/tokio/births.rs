@@ -25,6 +25,9 @@ use std::{
 const ALIGNMENTS: std::ops::RangeInclusive<u64> = 8..=4096;
 /// What a cell's size is rounded up to where the alignment does not show.
 const ALIGNMENTS_USUAL: [u64; 6] = [8, 16, 32, 64, 128, 256];
+/// A cell is smaller than this: tokio boxes futures that are larger than 16 KiB, in its older versions only those of debug builds
+/// (`util/trace.rs`, `BOX_FUTURE_THRESHOLD`).
+const CELL_BYTES_MAX: u64 = 1 << 30;
 /// Instructions from an allocation to its site.
 const SITE_DISTANCE_MAX: usize = 64;
 /// A function that only returns a vtable's address has fewer instructions than this.
@@ -41,12 +44,12 @@ pub(super) struct Birth {
 
 /// Finds the births of all vtables. A vtable whose address no code takes has none: it is no vtable.
 pub(super) fn find(image: &Image<'_>, shape: &Shape, vtables: &[Vtable]) -> Vec<Birth> {
-    let sizes: BTreeMap<u64, u64> = vtables
+    let sizes: BTreeMap<u64, Option<u64>> = vtables
         .iter()
         .map(|vtable| (vtable.address, vtable.trailer_offset))
         .collect();
     let addresses: Vec<u64> = sizes.keys().copied().collect();
-    let trailers = sizes.values().copied().collect();
+    let trailers = sizes.values().copied().flatten().collect();
     let mut search = Search {
         image,
         shape,
@@ -82,8 +85,8 @@ fn functions_naming(image: &Image<'_>, addresses: &[u64]) -> BTreeSet<u64> {
 struct Search<'a> {
     image: &'a Image<'a>,
     shape: &'a Shape,
-    /// Trailer offset by vtable address.
-    sizes: BTreeMap<u64, u64>,
+    /// Trailer offset by vtable address, where the vtable tells it.
+    sizes: BTreeMap<u64, Option<u64>>,
     /// All trailer offsets.
     trailers: BTreeSet<u64>,
     /// `raw::vtable` of an unoptimised build: function address to vtable address.
@@ -112,8 +115,13 @@ struct Allocation {
 }
 
 impl Allocation {
-    /// Whether it is for a `Cell` whose trailer begins at this offset.
-    fn fits(self, trailer_offset: u64, shape: &Shape) -> bool {
+    /// Whether it is for a `Cell` whose trailer begins at this offset; without one, whether a cell could be so small.
+    fn fits(self, trailer_offset: Option<u64>, shape: &Shape) -> bool {
+        let Some(trailer_offset) = trailer_offset else {
+            let smallest = shape.header_bytes + shape.trailer_bytes.iter().min().copied().unwrap_or_default();
+            let aligned = self.alignment.is_none_or(|alignment| ALIGNMENTS.contains(&alignment));
+            return aligned && (smallest..CELL_BYTES_MAX).contains(&self.bytes) && self.bytes % 8 == 0;
+        };
         let fits = |alignment: u64| {
             shape
                 .trailer_bytes
@@ -182,6 +190,7 @@ impl Search<'_> {
                 .is_ip_rel_memory_operand()
                 .then(|| instruction.ip_rel_memory_address());
             let called = code::branch_target(instruction).and_then(|target| self.accessors.get(&target).copied());
+            let address = address.or_else(|| code::absolute(instruction));
             called.or(address.filter(|address| self.sizes.contains_key(address)))
         });
         let vtables: BTreeSet<u64> = taken.collect();
@@ -222,12 +231,15 @@ impl Search<'_> {
 
     /// Whether the allocation fits the cell of any of the task types.
     fn is_any_cell(&self, allocation: Allocation) -> bool {
+        if self.trailers.is_empty() {
+            return allocation.fits(None, self.shape);
+        }
         let slack = self.shape.trailer_bytes.iter().max().copied().unwrap_or_default()
             + allocation.alignment.unwrap_or(ALIGNMENTS_USUAL[5]);
         let smallest = allocation.bytes.saturating_sub(slack);
         self.trailers
             .range(smallest..=allocation.bytes)
-            .any(|trailer| allocation.fits(*trailer, self.shape))
+            .any(|trailer| allocation.fits(Some(*trailer), self.shape))
     }
 
     fn deeds(&self, function: &Function, flow: &Flow<'_>) -> Deeds {
@@ -251,7 +263,11 @@ impl Search<'_> {
                         deeds.taken.push((index, address));
                     }
                 }
-                (_, Mnemonic::Mov | Mnemonic::Movq) => self.note_move(&mut deeds, index, instruction, state),
+                (_, Mnemonic::Mov | Mnemonic::Movq) => {
+                    let taken = code::absolute(instruction).filter(|address| self.sizes.contains_key(address));
+                    deeds.taken.extend(taken.map(|address| (index, address)));
+                    self.note_move(&mut deeds, index, instruction, state);
+                }
                 _ => {}
             }
         });
@@ -259,13 +275,13 @@ impl Search<'_> {
     }
 
     fn note_move(&self, deeds: &mut Deeds, index: usize, instruction: &Instruction, state: &State) {
-        if instruction.op1_kind() != OpKind::Register {
-            return;
-        }
-        let Some(Value::Constant(vtable)) = code::number(instruction.op1_register()).map(|from| state.register(from))
-        else {
-            return;
+        let moved = match instruction.op1_kind() {
+            OpKind::Register => code::number(instruction.op1_register()).map(|from| state.register(from)),
+            // `mov qword ptr [...], VTABLE` of position-dependent code.
+            OpKind::Immediate32to64 => Some(Value::Constant(instruction.immediate(1))),
+            _ => None,
         };
+        let Some(Value::Constant(vtable)) = moved else { return };
         if !self.sizes.contains_key(&vtable) {
             return;
         }
@@ -285,7 +301,7 @@ impl Search<'_> {
     }
 
     fn births_of(&self, vtable: u64, function: &Function, flow: &Flow<'_>, deeds: &Deeds) -> Vec<Birth> {
-        let trailer = self.sizes.get(&vtable).copied().unwrap_or_default();
+        let trailer = self.sizes.get(&vtable).copied().flatten();
         let fitting = |index: usize| {
             deeds
                 .allocations

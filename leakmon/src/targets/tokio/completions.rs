@@ -1,7 +1,8 @@
 //! Where a task completes: the state word turns from RUNNING to COMPLETE.
 //!
-//! In: an image with task vtables. Out: completion sites. Source: `State::transition_to_complete` in tokio's
-//! `runtime/task/state.rs`: `fetch_xor(RUNNING | COMPLETE)` with the result used, on the word with which `Header` begins.
+//! In: an image with task vtables. Out: completion sites, and which of the functions lead to one. Source:
+//! `State::transition_to_complete` in tokio's `runtime/task/state.rs`: `fetch_xor(RUNNING | COMPLETE)` with the result used, on
+//! the word with which `Header` begins. Before 1.10, `Harness::complete` in `runtime/task/harness.rs`.
 
 use super::super::{
     code::{self, Function},
@@ -9,6 +10,7 @@ use super::super::{
     image::Image,
     plan::ProbeSite,
 };
+use super::vtables::Completion;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use leakmon_ebpf::abi::{Condition, Role};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,8 +24,103 @@ const EXCHANGES_MAX: usize = 1 << 18;
 /// Calls within calls that are looked into for a returned argument.
 const DEPTH_MAX: usize = 4;
 
-/// Finds the sites of an image, by ascending address.
-pub(super) fn find(image: &Image<'_>) -> Vec<ProbeSite> {
+/// Calls from a vtable's function to the completion: 6 in dev (`poll`, `Harness::poll`, `poll_inner`, `complete`, ...).
+const REACH_DEPTH_MAX: usize = 8;
+/// Functions looked at for one vtable's function; in dev the futures' own code is among them.
+const REACH_FUNCTIONS_MAX: usize = 1 << 12;
+
+/// The completion sites of an image.
+#[derive(Debug, Default)]
+pub(super) struct Completions {
+    /// By ascending address.
+    pub(super) sites: Vec<ProbeSite>,
+    /// Start addresses of the functions that have them.
+    functions: BTreeSet<u64>,
+}
+
+/// Finds the sites of one way of completing.
+pub(super) fn find(image: &Image<'_>, completion: Completion) -> Completions {
+    match completion {
+        Completion::Transition => transitions(image),
+        Completion::Harness => harnesses(image),
+    }
+}
+
+/// Which functions lead to a completion; what it learned of one function serves the next.
+pub(super) struct Reach<'a> {
+    image: &'a Image<'a>,
+    goals: &'a BTreeSet<u64>,
+    callees: BTreeMap<u64, Vec<u64>>,
+}
+
+impl<'a> Reach<'a> {
+    /// Nothing is known yet.
+    pub(super) fn new(image: &'a Image<'a>, completions: &'a Completions) -> Self {
+        Self {
+            image,
+            goals: &completions.functions,
+            callees: BTreeMap::new(),
+        }
+    }
+
+    /// Whether a completion is within a few calls from the function at `start`.
+    pub(super) fn completes(&mut self, start: u64) -> bool {
+        let image = self.image;
+        let mut seen = BTreeSet::from([start]);
+        let mut level = vec![start];
+        for _ in 0..=REACH_DEPTH_MAX {
+            if level.iter().any(|address| self.goals.contains(address)) {
+                return true;
+            }
+            let mut next = Vec::new();
+            for address in level {
+                if !image.pay(1) {
+                    return false;
+                }
+                let callees = self.callees.entry(address).or_insert_with(|| {
+                    Function::around(image, address).map_or_else(Vec::new, |function| function.named(image))
+                });
+                for callee in callees {
+                    if seen.len() < REACH_FUNCTIONS_MAX && seen.insert(*callee) {
+                        next.push(*callee);
+                    }
+                }
+            }
+            level = next;
+        }
+        false
+    }
+}
+
+/// Entries of `Harness<T, S>::complete`, of which only symbols tell: the first argument is the task.
+fn harnesses(image: &Image<'_>) -> Completions {
+    let mut completions = Completions::default();
+    let mut refused = BTreeSet::new();
+    for symbol in image.symbols.iter().filter(|symbol| is_harness_complete(symbol.name)) {
+        if completions.functions.contains(&symbol.address) || refused.contains(&symbol.address) {
+            continue;
+        }
+        match argument_site(image, symbol.address) {
+            Some(site) => {
+                completions.functions.insert(symbol.address);
+                completions.sites.push(site);
+            }
+            None => _ = refused.insert(symbol.address),
+        }
+    }
+    completions.sites.sort_by_key(|site| site.address);
+    completions
+}
+
+/// `Harness<T,S>::complete`, legacy or v0, and none of its closures.
+fn is_harness_complete(name: &[u8]) -> bool {
+    let contains = |part: &[u8]| name.windows(part.len()).any(|window| window == part);
+    let legacy = name.starts_with(b"_ZN") && contains(b"8complete17h");
+    let v0 = (name.starts_with(b"_RNv") || name.starts_with(b"_RINv")) && contains(b"8complete");
+    contains(b"4task7harness") && (legacy || v0)
+}
+
+fn transitions(image: &Image<'_>) -> Completions {
     let mut sites = BTreeMap::new();
     let mut covered = BTreeSet::new();
     for start in functions_with_exchange(image) {
@@ -37,13 +134,17 @@ pub(super) fn find(image: &Image<'_>) -> Vec<ProbeSite> {
     }
     // Unoptimised, `fetch_xor` is a call: only the symbol tells of whom.
     for symbol in image.symbols.iter().filter(|symbol| is_transition(symbol.name)) {
-        if covered.insert(symbol.address)
-            && let Some(site) = unoptimised_site(image, symbol.address)
+        if !covered.contains(&symbol.address)
+            && let Some(site) = argument_site(image, symbol.address)
         {
+            covered.insert(symbol.address);
             sites.insert(site.address, site);
         }
     }
-    sites.into_values().collect()
+    Completions {
+        functions: covered,
+        sites: sites.into_values().collect(),
+    }
 }
 
 fn is_transition(name: &[u8]) -> bool {
@@ -103,8 +204,8 @@ fn flips(instruction: &Instruction, register: Register) -> bool {
         && instruction.immediate(1) == DELTA
 }
 
-/// The first cheap instruction of `transition_to_complete` itself at which its argument is in a register.
-fn unoptimised_site(image: &Image<'_>, address: u64) -> Option<ProbeSite> {
+/// The first cheap instruction of a function at which its argument is in a register, before it branches.
+fn argument_site(image: &Image<'_>, address: u64) -> Option<ProbeSite> {
     let function = Function::around(image, address)?;
     let calls = |_: &Instruction, target: Option<u64>, state: &State| call(image, target, state, DEPTH_MAX);
     let flow = Flow::through(image, &function, &calls)?;
@@ -178,7 +279,7 @@ mod tests {
     /// The sites in one function at [`ADDRESS`]: address, register, condition.
     fn sites(code: &[u8]) -> Vec<(u64, u8, Condition)> {
         let image = Image::of_code(ADDRESS, code, &[]);
-        let sites = find(&image);
+        let sites = transitions(&image).sites;
         assert!(sites.iter().all(|site| site.cheap && site.role == Role::End));
         sites
             .iter()
@@ -225,12 +326,12 @@ mod tests {
         // sub rsp, 24 · mov [rsp+8], rdi · mov esi, 3 · call +0 · add rsp, 24 · ret
         let code = b"\x48\x83\xec\x18\x48\x89\x7c\x24\x08\xbe\x03\x00\x00\x00\xe8\x00\x00\x00\x00\x48\x83\xc4\x18\xc3";
         let mut image = Image::of_code(ADDRESS, code, &[]);
-        assert_eq!(find(&image), []);
+        assert_eq!(transitions(&image).sites, []);
         let name = b"_ZN5tokio7runtime4task5state5State22transition_to_complete17h0123456789abcdefE";
         image
             .symbols
             .push(super::super::super::image::FunctionSymbol { address: ADDRESS, name });
-        let sites = find(&image);
+        let sites = transitions(&image).sites;
         assert_eq!(sites.len(), 1);
         assert_eq!((sites[0].address, sites[0].register), (ADDRESS + 14, 7));
         assert_eq!((sites[0].condition, sites[0].cheap), (Condition::Always, true));

@@ -7,7 +7,7 @@
 //! `Stage<T>` (`runtime/task/core.rs`) is nearly always left, and its symbol spells the type out.
 
 use super::super::{
-    code::{self, Function},
+    code::Function,
     image::Image,
 };
 use super::vtables::{Shape, Vtable};
@@ -70,14 +70,20 @@ pub(super) struct Naming {
     pub(super) names: Vec<String>,
     /// Whether the scheduler is a `LocalSet`.
     local: bool,
+    /// Whether it is the blocking pool.
+    blocking: bool,
     /// Whether the runtime itself spawns it.
     pub(super) runtime_owned: bool,
 }
 
 impl Naming {
-    /// The kind, as the symbols correct what the vtable says.
+    /// The kind, as the symbols correct what the vtable says. Where neither says it, it is a task.
     pub(super) fn kind(&self, vtable: &Vtable) -> Kind {
-        if self.local { Kind::Local } else { vtable.kind() }
+        let unsaid = if self.blocking { Kind::Blocking } else { Kind::Task };
+        match self.local {
+            true => Kind::Local,
+            false => vtable.kind().unwrap_or(unsaid),
+        }
     }
 }
 
@@ -85,6 +91,8 @@ impl Naming {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
     future: String,
+    /// Whether it is what `spawn_blocking` wraps a closure in.
+    blocking: bool,
     source: u64,
     /// Vtables that share the source without any merging: one a scheduler, or one alone where the symbol spells that out too.
     holders_max: usize,
@@ -149,7 +157,7 @@ impl Search<'_> {
         if let Some(poll) = vtable.functions.get(shape.poll) {
             evidence.polled = self.nearest(*poll, POLL_DEPTH_MAX, |known| known.polled.clone());
         }
-        if let Some(schedule) = vtable.functions.get(shape.schedule) {
+        if let Some(schedule) = shape.schedule.and_then(|index| vtable.functions.get(index)) {
             let schedulers = self.nearest(*schedule, SCHEDULE_DEPTH_MAX, |known| known.schedulers.clone());
             evidence.local = schedulers == BTreeSet::from([LOCAL]);
         }
@@ -202,14 +210,17 @@ fn look(image: &Image<'_>, address: u64) -> Known {
         } else {
             SCHEDULERS_OF_A_FUTURE
         };
+        let blocking = name.contains(BLOCKING_WRAPPER);
         known.claims.extend(future(&name).map(|future| Claim {
             future,
+            blocking,
             source,
             holders_max,
         }));
         let holders_max = SCHEDULERS_OF_A_FUTURE;
         known.polled.extend(polled_future(&name).map(|future| Claim {
             future,
+            blocking,
             source,
             holders_max,
         }));
@@ -218,27 +229,9 @@ fn look(image: &Image<'_>, address: u64) -> Known {
             .extend((0..SCHEDULERS.len()).filter(|index| name.contains(SCHEDULERS[*index])));
     }
     if let Some(function) = Function::around(image, address) {
-        known.callees = callees(image, &function, address);
+        known.callees = function.named(image);
     }
     known
-}
-
-/// Functions whose address the code names, by calling them or otherwise.
-fn callees(image: &Image<'_>, function: &Function, start: u64) -> Vec<u64> {
-    let mut found = BTreeSet::new();
-    for instruction in &function.instructions {
-        let target = code::branch_target(instruction).or_else(|| {
-            let address = instruction
-                .is_ip_rel_memory_operand()
-                .then(|| instruction.ip_rel_memory_address())?;
-            image.relocated_word(address).or(Some(address))
-        });
-        let other = target.and_then(|target| image.function(target).filter(|function| function.start == target));
-        if let Some(other) = other.filter(|other| other.start != start) {
-            found.insert(other.start);
-        }
-    }
-    found.into_iter().collect()
 }
 
 /// Makes a type's names of what is said of it. `held` tells how many vtables share a claim's source.
@@ -266,6 +259,7 @@ fn naming(evidence: &Evidence, held: &dyn Fn(&Claim) -> usize) -> Naming {
     }
     Naming {
         local: evidence.local,
+        blocking: !evidence.claims.is_empty() && evidence.claims.iter().all(|claim| claim.blocking),
         runtime_owned,
         names: names.into_iter().take(NAMES_MAX).collect(),
     }

@@ -1,9 +1,10 @@
 //! Which tokio an image holds: read from the paths of its panic messages in read-only data.
 //!
-//! In: an image. Out: a version such as `1.54.1`. Paths may have been remapped away, then there is none.
+//! In: an image. Out: versions such as `1.54.1`, several where several were linked. Paths may have been remapped away, then there is
+//! none.
 
 use super::super::image::Image;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 /// As in `…/registry/src/…/tokio-1.54.1/src/runtime/…`.
 const BEFORE: &[u8] = b"tokio-";
@@ -15,9 +16,30 @@ const SEARCHED_BYTES_MAX: usize = 256 << 20;
 /// Different versions told apart; a program has one or two.
 const VERSIONS_MAX: usize = 16;
 
-/// The version that most paths name.
-pub(super) fn find(image: &Image<'_>) -> Option<String> {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+/// The versions that paths name, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Versions(Vec<String>);
+
+impl Versions {
+    /// All of them, as a person reads them.
+    pub(super) fn shown(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| self.0.join(", "))
+    }
+
+    /// The minor numbers of versions of tokio 1.
+    pub(super) fn minors(&self) -> Minors {
+        let minor = |version: &String| version.strip_prefix("1.")?.split('.').next()?.parse().ok();
+        Minors(self.0.iter().filter_map(minor).collect())
+    }
+}
+
+/// Minor numbers of versions of tokio 1; none where no path names a version.
+#[derive(Debug, Default)]
+pub(super) struct Minors(pub(super) Vec<u32>);
+
+/// Finds the versions.
+pub(super) fn find(image: &Image<'_>) -> Versions {
+    let mut found: BTreeSet<&str> = BTreeSet::new();
     let mut budget = SEARCHED_BYTES_MAX;
     for segment in image.segments.iter().filter(|segment| !segment.executable) {
         let data = &segment.data[..segment.data.len().min(budget)];
@@ -29,15 +51,17 @@ pub(super) fn find(image: &Image<'_>) -> Option<String> {
         {
             let rest = &data[index + BEFORE.len()..];
             let Some(version) = version(rest) else { continue };
-            if counts.len() < VERSIONS_MAX || counts.contains_key(version) {
-                *counts.entry(version).or_default() += 1;
+            if found.len() < VERSIONS_MAX {
+                found.insert(version);
             }
         }
     }
-    counts
-        .into_iter()
-        .max_by_key(|(_, count)| *count)
-        .map(|(version, _)| version.to_owned())
+    let mut versions: Vec<String> = found.into_iter().map(str::to_owned).collect();
+    versions.sort_by_key(|version| {
+        let numbers = version.split(['.', '-', '+']).take(3).map(|number| number.parse().ok());
+        numbers.collect::<Vec<Option<u32>>>()
+    });
+    Versions(versions)
 }
 
 /// `1.54.1` of `1.54.1/src/…`.

@@ -1,51 +1,155 @@
 //! tokio's static task vtables: one for each pair of a future type and a scheduler.
 //!
-//! In: an image. Out: the vtables in it, by ascending address, and what they say of the task's memory. It looks at data only;
-//! `births` asks that code takes a vtable's address.
+//! In: an image. Out: the vtables in it, by ascending address, and what they say of the task's memory. It looks at data, and
+//! at whether code names a table without integers; `births` asks that code puts a vtable's address into a task, `completing`
+//! that its `poll` leads to a completion.
 
-use super::super::image::Image;
+use super::{
+    super::{
+        code,
+        image::Image,
+        references::{Reference, references},
+    },
+    version::Minors,
+};
 use leakmon_ebpf::abi::Kind;
+use std::collections::BTreeMap;
 
 /// How a range of tokio versions lays out `Vtable` and `Header`.
+#[derive(Debug)]
 pub(super) struct Shape {
     /// Function pointers at the vtable's start.
     functions: usize,
+    /// Integers behind them: 0, 1 (the trailer's offset) or 3 (those of trailer, scheduler and id).
+    integers: usize,
     /// The functions from which the drop glue of the task can be reached.
     pub(super) naming: &'static [usize],
     /// Which function is `poll`.
     pub(super) poll: usize,
-    /// Which is `schedule`.
-    pub(super) schedule: usize,
+    /// Which is `schedule`; the older versions have none.
+    pub(super) schedule: Option<usize>,
     /// Where the pointer to the vtable is in `Header`.
     pub(super) vtable_offset: u64,
     /// Sizes of `Trailer`.
     pub(super) trailer_bytes: &'static [u64],
     /// Smallest `Header`.
-    header_bytes: u64,
-    /// Versions inspected.
-    pub(super) versions: &'static str,
+    pub(super) header_bytes: u64,
+    /// Minor versions of tokio 1 inspected.
+    pub(super) minors: (u32, u32),
+    /// How its tasks complete.
+    pub(super) completion: Completion,
 }
 
-/// The known shapes.
+/// What ends a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Completion {
+    /// `State::transition_to_complete`.
+    Transition,
+    /// `Harness<T, S>::complete`, which only a symbol tells: `transition_to_complete` is reached only while the `JoinHandle` lives
+    /// (1.0.3, 1.8.5, 1.9.0: `runtime/task/harness.rs`).
+    Harness,
+}
+
+/// The known shapes, the most telling first: what one has claimed is no table of a later one.
 ///
-/// The offsets of trailer, scheduler and id follow the functions. With `tokio_unstable` a fourth integer follows them (since
-/// 1.46), which is not needed here.
-pub(super) const SHAPES: [Shape; 1] = [
+/// With `tokio_unstable` a fourth integer follows the three (since 1.46), which is not needed here.
+pub(super) const SHAPES: [Shape; 8] = [
     // tokio 1.23.1, 1.38.0, 1.54.1, `runtime/task/raw.rs` (`Vtable`: poll, schedule, dealloc, try_read_output,
-    // drop_join_handle_slow, drop_abort_handle, shutdown) and `runtime/task/core.rs` (`Header`: state, queue_next, vtable,
-    // owner_id).
+    // drop_join_handle_slow, drop_abort_handle, shutdown; three offsets) and `runtime/task/core.rs` (`Header`: state, queue_next,
+    // vtable, owner_id). Trailer: a list's two pointers and a waker of two words (1.23.1, 1.38.0), and a hook of two words more
+    // (1.54.1).
     Shape {
         functions: 7,
+        integers: 3,
         naming: &[2, 6, 4, 3, 0],
         poll: 0,
-        schedule: 1,
+        schedule: Some(1),
         vtable_offset: 0x10,
-        // A list's two pointers and a waker of two words (1.23.1, 1.38.0), and a hook of two words more (1.54.1).
         trailer_bytes: &[0x20, 0x30],
         header_bytes: 0x20,
-        versions: "1.23 to 1.54",
+        minors: (23, 54),
+        completion: Completion::Transition,
+    },
+    // tokio 1.21.2, 1.22.0: poll, dealloc, try_read_output, try_set_join_waker, drop_join_handle_slow, drop_abort_handle,
+    // remote_abort, shutdown; the trailer's offset. Header and trailer as in 1.23.
+    Shape {
+        functions: 8,
+        integers: 1,
+        naming: &[1, 7, 4, 2, 0],
+        poll: 0,
+        schedule: None,
+        vtable_offset: 0x10,
+        trailer_bytes: &[0x20],
+        header_bytes: 0x20,
+        minors: (21, 22),
+        completion: Completion::Transition,
+    },
+    // tokio 1.18.6, 1.19.2, 1.20.6: the same functions, no offset. Header: state, owned (two pointers), queue_next, vtable,
+    // owner_id; trailer: a waker.
+    Shape {
+        functions: 8,
+        naming: &[1, 7, 4, 2, 0],
+        minors: (18, 20),
+        ..WITHOUT_INTEGERS
+    },
+    // tokio 1.17.0: no drop_abort_handle.
+    Shape {
+        functions: 7,
+        naming: &[1, 6, 4, 2, 0],
+        minors: (17, 17),
+        ..WITHOUT_INTEGERS
+    },
+    // tokio 1.10.1, 1.13.1, 1.14.1, 1.15.0, 1.16.1: no try_set_join_waker either.
+    Shape {
+        functions: 6,
+        naming: &[1, 5, 3, 2, 0],
+        minors: (10, 16),
+        ..WITHOUT_INTEGERS
+    },
+    // tokio 1.9.0: the same; no owner_id.
+    Shape {
+        functions: 6,
+        naming: &[1, 5, 3, 2, 0],
+        minors: (9, 9),
+        completion: Completion::Harness,
+        ..WITHOUT_INTEGERS
+    },
+    // tokio 1.5.1, 1.6.3, 1.7.2, 1.8.5. Header: state, owned, queue_next, stack_next, vtable.
+    Shape {
+        functions: 6,
+        naming: &[1, 5, 3, 2, 0],
+        vtable_offset: 0x28,
+        minors: (5, 8),
+        completion: Completion::Harness,
+        ..WITHOUT_INTEGERS
+    },
+    // tokio 1.0.3, 1.4.0: no remote_abort.
+    Shape {
+        functions: 5,
+        naming: &[1, 4, 3, 2, 0],
+        vtable_offset: 0x28,
+        minors: (0, 4),
+        completion: Completion::Harness,
+        ..WITHOUT_INTEGERS
     },
 ];
+
+/// What the shapes without integers share.
+const WITHOUT_INTEGERS: Shape = Shape {
+    functions: 0,
+    integers: 0,
+    naming: &[],
+    poll: 0,
+    schedule: None,
+    vtable_offset: 0x20,
+    trailer_bytes: &[0x10],
+    header_bytes: 0x28,
+    minors: (0, 0),
+    completion: Completion::Transition,
+};
+
+/// In the symbol of every `poll` of a vtable, legacy or v0 (`runtime/task/raw.rs`).
+const POLL_SYMBOL: &[u8] = b"4task3raw4poll";
 
 /// Most vtables of an image; the largest program tried has some 1,200.
 pub(super) const VTABLES_MAX: usize = 1 << 16;
@@ -63,31 +167,39 @@ pub(super) struct Vtable {
     pub(super) address: u64,
     /// Its functions, as many as the shape has.
     pub(super) functions: Vec<u64>,
-    pub(super) trailer_offset: u64,
-    pub(super) scheduler_offset: u64,
-    pub(super) id_offset: u64,
+    /// Offsets in the task's memory, as far as the vtable has them.
+    pub(super) trailer_offset: Option<u64>,
+    pub(super) scheduler_offset: Option<u64>,
+    pub(super) id_offset: Option<u64>,
 }
 
 impl Vtable {
     /// `BlockingSchedule` (`runtime/blocking/schedule.rs`) is empty or a handle with its tag; every other scheduler is an `Arc`.
-    pub(super) fn kind(&self) -> Kind {
-        if self.id_offset - self.scheduler_offset == ARC_BYTES {
-            Kind::Task
-        } else {
-            Kind::Blocking
-        }
+    /// `None` where the vtable doesn't say.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        let scheduler_bytes = self.id_offset? - self.scheduler_offset?;
+        Some(match scheduler_bytes {
+            ARC_BYTES => Kind::Task,
+            _ => Kind::Blocking,
+        })
     }
 
     fn read(image: &Image<'_>, shape: &Shape, address: u64, functions: Vec<u64>) -> Option<Self> {
-        let integer = |index: u64| image.plain_word(address + 8 * (shape.functions as u64 + index));
+        let integer = |index: usize| match index < shape.integers {
+            true => image
+                .plain_word(address + 8 * (shape.functions + index) as u64)
+                .filter(|integer| integer % 8 == 0)
+                .map(Some),
+            false => Some(None),
+        };
         let [trailer_offset, scheduler_offset, id_offset] = [integer(0)?, integer(1)?, integer(2)?];
-        let aligned = [trailer_offset, scheduler_offset, id_offset]
-            .iter()
-            .all(|offset| offset % 8 == 0);
-        let ordered = (shape.header_bytes..=SCHEDULER_OFFSET_MAX).contains(&scheduler_offset)
-            && (scheduler_offset..=scheduler_offset + SCHEDULER_BYTES_MAX).contains(&id_offset)
-            && (id_offset + 8..TRAILER_OFFSET_MAX).contains(&trailer_offset);
-        (aligned && ordered).then_some(Self {
+        let scheduled = scheduler_offset.zip(id_offset).is_none_or(|(scheduler, id)| {
+            (shape.header_bytes..=SCHEDULER_OFFSET_MAX).contains(&scheduler)
+                && (scheduler..=scheduler + SCHEDULER_BYTES_MAX).contains(&id)
+        });
+        let before_trailer = id_offset.unwrap_or(shape.header_bytes) + 8;
+        let ordered = trailer_offset.is_none_or(|trailer| (before_trailer..TRAILER_OFFSET_MAX).contains(&trailer));
+        (scheduled && ordered).then_some(Self {
             address,
             functions,
             trailer_offset,
@@ -95,18 +207,53 @@ impl Vtable {
             id_offset,
         })
     }
+
+    fn end(&self, shape: &Shape) -> u64 {
+        self.address + 8 * (shape.functions + shape.integers) as u64
+    }
 }
 
-/// All words that look like the start of a vtable of this shape.
-pub(super) fn scan(image: &Image<'_>, shape: &Shape) -> Vec<Vtable> {
+impl Shape {
+    /// The versions, as in `1.23 to 1.54`.
+    pub(super) fn versions(&self) -> String {
+        format!("1.{} to 1.{}", self.minors.0, self.minors.1)
+    }
+
+    /// Whether a table of this shape is one beyond doubt: three integers that fit each other never met anything else.
+    pub(super) fn is_proven_by_integers(&self) -> bool {
+        self.integers == 3
+    }
+
+    /// Whether an image that names these versions may have such tables. Tables that are told by their integers are looked for in
+    /// every image; others only where no version is named, or one that has them.
+    fn is_sought(&self, minors: &Minors) -> bool {
+        let (first, last) = self.minors;
+        let named = |range: std::ops::RangeInclusive<u32>| minors.0.iter().any(|minor| range.contains(minor));
+        match (self.integers, self.completion) {
+            (0, Completion::Transition) => minors.0.is_empty() || named(first..=last),
+            (0, Completion::Harness) => named(first..=last),
+            _ => true,
+        }
+    }
+}
+
+/// All words that look like the start of a vtable of this shape, but for those within `claimed`.
+pub(super) fn scan(image: &Image<'_>, shape: &Shape, minors: &Minors, claimed: &Claimed) -> Vec<Vtable> {
     let mut found = Vec::new();
+    if !shape.is_sought(minors) {
+        return found;
+    }
     for window in image.words.windows(shape.functions) {
         let address = window[0].0;
         let consecutive = window
             .iter()
             .enumerate()
             .all(|(index, word)| word.0 == address + 8 * index as u64);
-        if !consecutive || image.is_code(address) || !window.iter().all(|word| image.is_code(word.1)) {
+        if !consecutive
+            || image.is_code(address)
+            || !window.iter().all(|word| image.is_code(word.1))
+            || claimed.0.range(..=address).next_back().is_some_and(|(_, end)| address < *end)
+        {
             continue;
         }
         let functions = window.iter().map(|word| word.1).collect();
@@ -117,5 +264,54 @@ pub(super) fn scan(image: &Image<'_>, shape: &Shape) -> Vec<Vtable> {
             break;
         }
     }
+    if shape.integers == 0 {
+        found = told_by_names(image, shape, found);
+    }
     found
+}
+
+/// Tables without integers are told by what names them: code names the first word, and none of the others; the word behind is no
+/// further function, unless another table begins there, or one of methods (a function for dropping, then two integers). Those that only a symbol can complete need that of `poll`.
+fn told_by_names(image: &Image<'_>, shape: &Shape, candidates: Vec<Vtable>) -> Vec<Vtable> {
+    let words: Vec<u64> = candidates
+        .iter()
+        .flat_map(|vtable| (0..=shape.functions as u64).map(|index| vtable.address + 8 * index))
+        .collect();
+    let mut places: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for Reference { place, target } in references(image, &words) {
+        places.entry(target).or_default().push(place);
+    }
+    // Near its data, code has chance matches: where a word must not be named, the instruction is looked at.
+    let is_named = |word: u64| {
+        let mut places = places.get(&word).into_iter().flatten();
+        places.any(|place| code::names(image, *place, word))
+    };
+    let is_table = |vtable: &Vtable| {
+        let inner = (1..shape.functions as u64).map(|index| vtable.address + 8 * index);
+        let behind = vtable.end(shape);
+        let follows = image.relocated_word(behind).is_some_and(|word| image.is_code(word));
+        let proven = match shape.completion {
+            Completion::Transition => true,
+            Completion::Harness => image
+                .symbols_at(vtable.functions[shape.poll])
+                .any(|name| name.windows(POLL_SYMBOL.len()).any(|window| window == POLL_SYMBOL)),
+        };
+        proven
+            && places.contains_key(&vtable.address)
+            && (!follows || places.contains_key(&behind) || image.relocated_word(behind + 8).is_none())
+            && !inner.into_iter().any(is_named)
+    };
+    candidates.into_iter().filter(is_table).collect()
+}
+
+/// Address ranges of the tables that earlier shapes have found.
+#[derive(Debug, Default)]
+pub(super) struct Claimed(BTreeMap<u64, u64>);
+
+impl Claimed {
+    /// Takes the tables of a shape.
+    pub(super) fn add(&mut self, shape: &Shape, vtables: &[Vtable]) {
+        self.0
+            .extend(vtables.iter().map(|vtable| (vtable.address, vtable.end(shape))));
+    }
 }

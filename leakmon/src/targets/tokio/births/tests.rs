@@ -29,9 +29,9 @@ fn births(code: &[u8]) -> Vec<Found> {
     let vtable = Vtable {
         address: VTABLE,
         functions: vec![ADDRESS; 7],
-        trailer_offset: TRAILER,
-        scheduler_offset: 0x20,
-        id_offset: 0x28,
+        trailer_offset: Some(TRAILER),
+        scheduler_offset: Some(0x20),
+        id_offset: Some(0x28),
     };
     let image = Image::of_code(ADDRESS, code, &[]);
     let births = find(&image, &SHAPES[0], &[vtable]);
@@ -207,9 +207,9 @@ fn without_effort_left_a_problem_is_told_or_nothing_is_found() {
     let vtable = Vtable {
         address: VTABLE,
         functions: vec![ADDRESS; 7],
-        trailer_offset: TRAILER,
-        scheduler_offset: 0x20,
-        id_offset: 0x28,
+        trailer_offset: Some(TRAILER),
+        scheduler_offset: Some(0x20),
+        id_offset: Some(0x28),
     };
     for effort in 0..60 {
         let image = Image::of_code(ADDRESS, &code, &[]).with_effort(effort);

@@ -87,6 +87,7 @@ fn a_name_at_the_bound_is_whole_and_one_above_is_cut() {
 
 fn claim(future: &str, source: u64, holders_max: usize) -> Claim {
     Claim {
+        blocking: false,
         future: future.to_owned(),
         source,
         holders_max,
