@@ -44,6 +44,9 @@ pub enum Role {
     Birth = 0,
     /// A task has completed; the register holds its header's address.
     End = 1,
+    /// A task's memory is being freed; the register holds its header's address. A task that has not completed ends so, and one
+    /// that has is none of the live ones any more.
+    Freed = 2,
 }
 
 /// When a hit counts. The sites are often branches, whose condition the program evaluates itself.
@@ -120,6 +123,12 @@ impl Cookie {
     #[must_use]
     pub const fn register(self) -> u8 {
         (self.0 & 0x1f) as u8
+    }
+
+    /// Raw [`Role`].
+    #[must_use]
+    pub const fn role(self) -> u8 {
+        (self.0 >> 5 & 7) as u8
     }
 
     /// Raw [`Condition`].
@@ -432,6 +441,7 @@ mod tests {
                 Cookie::IMAGES_MAX - 1,
             ),
             (31, Role::Birth, Condition::ZeroClear, Kind::Local, 77, 3),
+            (7, Role::Freed, Condition::Always, Kind::Task, 78, 3),
         ] {
             for every in [false, true] {
                 let mut cookie = Cookie::new(register, role, condition, kind, site, image);
@@ -439,6 +449,7 @@ mod tests {
                     cookie = cookie.for_every_process();
                 }
                 assert_eq!(cookie.register(), register);
+                assert_eq!(cookie.role(), role as u8);
                 assert_eq!(cookie.condition(), condition as u8);
                 assert_eq!(cookie.kind(), kind as u8);
                 assert_eq!(cookie.site(), site);

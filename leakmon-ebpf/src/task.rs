@@ -13,7 +13,7 @@ use aya_ebpf::{
     helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns},
     programs::ProbeContext,
 };
-use leakmon_ebpf::abi::{Cookie, CountKey, CountValue, LiveKey, LiveValue, Loss, REPORT_INTERVAL_NS, RecordKind};
+use leakmon_ebpf::abi::{Cookie, CountKey, CountValue, LiveKey, LiveValue, Loss, REPORT_INTERVAL_NS, RecordKind, Role};
 
 /// A birth site was hit.
 #[inline(always)]
@@ -48,7 +48,7 @@ pub fn birth(ctx: &ProbeContext) -> u32 {
     0
 }
 
-/// An end site was hit.
+/// An end site was hit, or one that frees a task.
 #[inline(always)]
 pub fn end(ctx: &ProbeContext) -> u32 {
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
@@ -62,7 +62,10 @@ pub fn end(ctx: &ProbeContext) -> u32 {
     };
     let key = LiveKey { target, header };
     let Some(live) = LIVE.get_ptr(key) else {
-        target::count_unmatched_end(target);
+        // A completed task is freed later, which says nothing new.
+        if cookie.role() != Role::Freed as u8 {
+            target::count_unmatched_end(target);
+        }
         return 0;
     };
     let stack = unsafe { (*live).stack };

@@ -151,7 +151,7 @@ impl Assembly<'_> {
             reason,
             sites: SiteCounts {
                 spawn: image.attached_of(Role::Birth),
-                end: image.attached_of(Role::End),
+                end: image.attached_of(Role::End) + image.attached_of(Role::Freed),
                 slow: image.attached_slow(),
             },
             task,

@@ -34,18 +34,21 @@ fn write_plan(out: &mut String, plan: &ProbePlan) -> std::fmt::Result {
     for (index, task_type) in plan.task_types.iter().enumerate() {
         write_task_type(out, index, task_type)?;
     }
-    for (role, title) in [(Role::Birth, "birth sites"), (Role::End, "completion sites")] {
+    let roles = [
+        (Role::Birth, "birth sites"),
+        (Role::End, "completion sites"),
+        (Role::Freed, "sites that free a task"),
+    ];
+    let planned = |role: Role| role != Role::Freed || plan.sites_of(role) > 0;
+    for (role, title) in roles.into_iter().filter(|(role, _)| planned(*role)) {
         writeln!(out, "\n{} {title}", plan.sites_of(role))?;
         for site in plan.sites.iter().filter(|site| site.role == role) {
             write_site(out, site)?;
         }
     }
-    writeln!(
-        out,
-        "\n{} of {} sites are cheap",
-        plan.sites.len() - plan.slow_sites(),
-        plan.sites.len()
-    )?;
+    let cheap = plan.sites.len() - plan.slow_sites();
+    let percent = (cheap * 100).checked_div(plan.sites.len()).unwrap_or(100);
+    writeln!(out, "\n{cheap} of {} sites are cheap ({percent} %)", plan.sites.len())?;
     for problem in &plan.problems {
         writeln!(out, "problem: {}", clean(problem))?;
     }
@@ -83,7 +86,7 @@ fn write_task_type(out: &mut String, index: usize, task_type: &TaskType) -> std:
 
 fn write_site(out: &mut String, site: &ProbeSite) -> std::fmt::Result {
     let task_type = match (site.role, site.task_type) {
-        (Role::End, _) => String::new(),
+        (Role::End | Role::Freed, _) => String::new(),
         (Role::Birth, Some(index)) => format!("#{index}"),
         (Role::Birth, None) => "several".to_owned(),
     };
@@ -172,7 +175,7 @@ mod tests {
             "several 0x00005234  file 0x00001234  slow   je 5237h                     r15\n",
             "1 completion sites\n",
             "rdi if ZF\n",
-            "2 of 3 sites are cheap\n",
+            "2 of 3 sites are cheap (66 %)\n",
             "problem: Nothing\\u{7} works.\n",
         ] {
             assert!(text.contains(expected), "{expected:?} in {text}");

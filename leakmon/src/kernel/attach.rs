@@ -83,11 +83,11 @@ impl Kernel {
             links.entry = Some(self.attach_entry(&path, file_offset, image)?);
         }
         let mut outcome = Attached::default();
-        for role in [Role::End, Role::Birth] {
+        for role in [Role::Freed, Role::End, Role::Birth] {
             let name = match (self.settings.empty_programs, role) {
                 (true, _) => EMPTY,
                 (false, Role::Birth) => BIRTH,
-                (false, Role::End) => END,
+                (false, Role::End | Role::Freed) => END,
             };
             let uprobe: &mut UProbe = program(&mut self.ebpf, name)?;
             for (index, site) in plan.sites.iter().enumerate().filter(|(_, site)| site.role == role) {

@@ -94,7 +94,9 @@ pub(super) fn names(image: &Image<'_>, place: u64, address: u64) -> bool {
     let Some(function) = Function::around(image, place) else {
         return false;
     };
-    let index = function.instructions.partition_point(|instruction| instruction.ip() <= place);
+    let index = function
+        .instructions
+        .partition_point(|instruction| instruction.ip() <= place);
     let around = index.checked_sub(1).and_then(|index| function.instructions.get(index));
     around.is_some_and(|instruction| {
         let relative = instruction.is_ip_rel_memory_operand() && instruction.ip_rel_memory_address() == address;
@@ -105,7 +107,12 @@ pub(super) fn names(image: &Image<'_>, place: u64, address: u64) -> bool {
 /// The address that an immediate of 32 bits can be, as `mov esi, VTABLE` and `mov qword ptr [rsp], VTABLE` of position-dependent
 /// code.
 pub(super) fn absolute(instruction: &Instruction) -> Option<u64> {
-    let wide = |operand: &u32| matches!(instruction.op_kind(*operand), OpKind::Immediate32 | OpKind::Immediate32to64);
+    let wide = |operand: &u32| {
+        matches!(
+            instruction.op_kind(*operand),
+            OpKind::Immediate32 | OpKind::Immediate32to64
+        )
+    };
     (0..instruction.op_count())
         .find(wide)
         .map(|operand| instruction.immediate(operand))

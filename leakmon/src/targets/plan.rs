@@ -32,7 +32,7 @@ pub struct ProbePlan {
     pub entry_file_offset: Option<u64>,
     /// The task types, by ascending vtable address.
     pub task_types: Vec<TaskType>,
-    /// The sites: births in the order of `task_types`, then ends by ascending address.
+    /// The sites: births in the order of `task_types`, then ends by ascending address, then where tasks are freed, likewise.
     pub sites: Vec<ProbeSite>,
     /// What could not be planned, a sentence each. Empty means that every task type is followed.
     pub problems: Vec<String>,

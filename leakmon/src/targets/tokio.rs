@@ -55,11 +55,16 @@ pub(super) fn find(image: &Image<'_>) -> Finding {
         }
         claimed.add(shape, &vtables);
         found.problems.extend(incomplete.intersection(&born).map(|vtable| {
-            format!("Ends of the task type with vtable {vtable:#x} are not seen: no completion is reached from its code.")
+            format!(
+                "Ends of the task type with vtable {vtable:#x} are not seen: no completion is reached from its code."
+            )
         }));
         found.families.push((shape, vtables, births));
     }
-    let ends = found.families.iter().any(|(shape, ..)| found.has_ends(shape.completion));
+    let ends = found
+        .families
+        .iter()
+        .any(|(shape, ..)| found.has_ends(shape.completion));
     if found.families.is_empty() || !ends {
         return absent(&versions, &minors, !found.families.is_empty());
     }
@@ -82,7 +87,7 @@ impl Found<'_> {
     }
 }
 
-/// The vtables whose `poll` leads to a completion, and of the rest those that their integers alone prove: their ends are not seen.
+/// The vtables whose functions lead to a completion, and of the rest those that are proven otherwise: their ends are not seen.
 fn completing<'a>(
     image: &'a Image<'a>,
     shape: &Shape,
@@ -92,11 +97,14 @@ fn completing<'a>(
     let mut reach = Reach::new(image, completions);
     let mut incomplete = BTreeSet::new();
     let kept = vtables.into_iter().filter(|vtable| {
-        let completes = reach.completes(vtable.functions[shape.poll]);
+        let completes = shape
+            .completing()
+            .into_iter()
+            .any(|index| reach.completes(vtable.functions[index]));
         if !completes {
             incomplete.insert(vtable.address);
         }
-        completes || shape.is_proven_by_integers()
+        completes || shape.is_proven()
     });
     let kept = kept.collect();
     (kept, incomplete)
@@ -115,7 +123,8 @@ fn absent(versions: &Versions, minors: &Minors, has_tasks: bool) -> Finding {
     let reason = if has_tasks {
         "nothing in it shows where tasks end; build it with optimisation, or keep its symbol table".to_owned()
     } else if minors.0.iter().any(symbols_needed) {
-        "with this version only symbols show where tasks end, and it has none for them; keep its symbol table".to_owned()
+        "with this version only symbols show where tasks end, and it has none for them; keep its symbol table"
+            .to_owned()
     } else {
         let supported: Vec<String> = SHAPES.iter().rev().map(Shape::versions).collect();
         format!(
@@ -133,9 +142,13 @@ fn plan(image: &Image<'_>, versions: &Versions, mut found: Found<'_>) -> Planned
         ..Planned::default()
     };
     let mut ends = BTreeMap::new();
+    let mut freeing = BTreeSet::new();
     for (shape, vtables, births) in found.families {
         if let Some(completions) = found.completions.remove(&shape.completion) {
             ends.extend(completions.sites.into_iter().map(|site| (site.address, site)));
+        }
+        if let Some(dealloc) = shape.dealloc {
+            freeing.extend(vtables.iter().map(|vtable| vtable.functions[dealloc]));
         }
         let first = planned.task_types.len();
         let namings = type_names::find(image, shape, &vtables);
@@ -155,6 +168,7 @@ fn plan(image: &Image<'_>, versions: &Versions, mut found: Found<'_>) -> Planned
         .sites
         .sort_by_key(|site| (site.task_type.is_none(), site.task_type, site.address));
     planned.sites.extend(ends.into_values());
+    planned.sites.extend(completions::freeing(image, &freeing));
     if !image.is_searched() {
         planned
             .problems

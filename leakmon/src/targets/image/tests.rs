@@ -1,6 +1,9 @@
 //! Packed relocations, and images that repeat or overlap their parts.
 
-use super::{words::{WORDS_MAX, packed_places}, *};
+use super::{
+    words::{WORDS_MAX, packed_places},
+    *,
+};
 use object::U64;
 use proptest::prelude::*;
 

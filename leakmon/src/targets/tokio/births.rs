@@ -120,7 +120,7 @@ impl Allocation {
         let Some(trailer_offset) = trailer_offset else {
             let smallest = shape.header_bytes + shape.trailer_bytes.iter().min().copied().unwrap_or_default();
             let aligned = self.alignment.is_none_or(|alignment| ALIGNMENTS.contains(&alignment));
-            return aligned && (smallest..CELL_BYTES_MAX).contains(&self.bytes) && self.bytes % 8 == 0;
+            return aligned && (smallest..CELL_BYTES_MAX).contains(&self.bytes) && self.bytes.is_multiple_of(8);
         };
         let fits = |alignment: u64| {
             shape

@@ -112,6 +112,17 @@ fn harnesses(image: &Image<'_>) -> Completions {
     completions
 }
 
+/// Where tasks are freed: the entries of these functions, whose first argument is the task.
+pub(super) fn freeing(image: &Image<'_>, functions: &BTreeSet<u64>) -> Vec<ProbeSite> {
+    let sites = functions.iter().filter_map(|function| argument_site(image, *function));
+    sites
+        .map(|site| ProbeSite {
+            role: Role::Freed,
+            ..site
+        })
+        .collect()
+}
+
 /// `Harness<T,S>::complete`, legacy or v0, and none of its closures.
 fn is_harness_complete(name: &[u8]) -> bool {
     let contains = |part: &[u8]| name.windows(part.len()).any(|window| window == part);

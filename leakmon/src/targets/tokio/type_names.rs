@@ -6,10 +6,7 @@
 //! Per type, tokio's functions are inlined into one another differently in each profile, but the drop glue of `Cell<T, S>` or
 //! `Stage<T>` (`runtime/task/core.rs`) is nearly always left, and its symbol spells the type out.
 
-use super::super::{
-    code::Function,
-    image::Image,
-};
+use super::super::{code::Function, image::Image};
 use super::vtables::{Shape, Vtable};
 use leakmon_ebpf::abi::Kind;
 use std::collections::{BTreeMap, BTreeSet};

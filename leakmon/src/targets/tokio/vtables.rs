@@ -38,6 +38,9 @@ pub(super) struct Shape {
     pub(super) minors: (u32, u32),
     /// How its tasks complete.
     pub(super) completion: Completion,
+    /// Which function frees a task that the runtime has never taken on and drops unpolled when it shuts down: until 1.8 a task is
+    /// bound to its scheduler by its first poll (1.0.3 to 1.8.5, `runtime/task/harness.rs`, `bind_scheduler`).
+    pub(super) dealloc: Option<usize>,
 }
 
 /// What ends a task.
@@ -69,6 +72,7 @@ pub(super) const SHAPES: [Shape; 8] = [
         header_bytes: 0x20,
         minors: (23, 54),
         completion: Completion::Transition,
+        dealloc: None,
     },
     // tokio 1.21.2, 1.22.0: poll, dealloc, try_read_output, try_set_join_waker, drop_join_handle_slow, drop_abort_handle,
     // remote_abort, shutdown; the trailer's offset. Header and trailer as in 1.23.
@@ -83,6 +87,7 @@ pub(super) const SHAPES: [Shape; 8] = [
         header_bytes: 0x20,
         minors: (21, 22),
         completion: Completion::Transition,
+        dealloc: None,
     },
     // tokio 1.18.6, 1.19.2, 1.20.6: the same functions, no offset. Header: state, owned (two pointers), queue_next, vtable,
     // owner_id; trailer: a waker.
@@ -121,6 +126,7 @@ pub(super) const SHAPES: [Shape; 8] = [
         vtable_offset: 0x28,
         minors: (5, 8),
         completion: Completion::Harness,
+        dealloc: Some(1),
         ..WITHOUT_INTEGERS
     },
     // tokio 1.0.3, 1.4.0: no remote_abort.
@@ -130,6 +136,7 @@ pub(super) const SHAPES: [Shape; 8] = [
         vtable_offset: 0x28,
         minors: (0, 4),
         completion: Completion::Harness,
+        dealloc: Some(1),
         ..WITHOUT_INTEGERS
     },
 ];
@@ -146,6 +153,7 @@ const WITHOUT_INTEGERS: Shape = Shape {
     header_bytes: 0x28,
     minors: (0, 0),
     completion: Completion::Transition,
+    dealloc: None,
 };
 
 /// In the symbol of every `poll` of a vtable, legacy or v0 (`runtime/task/raw.rs`).
@@ -219,9 +227,15 @@ impl Shape {
         format!("1.{} to 1.{}", self.minors.0, self.minors.1)
     }
 
-    /// Whether a table of this shape is one beyond doubt: three integers that fit each other never met anything else.
-    pub(super) fn is_proven_by_integers(&self) -> bool {
-        self.integers == 3
+    /// Whether a table of this shape is one beyond doubt, whatever its code does: three integers that fit each other were never met
+    /// in anything else, and the last shapes are told by symbols.
+    pub(super) fn is_proven(&self) -> bool {
+        self.integers == 3 || self.completion == Completion::Harness
+    }
+
+    /// The functions that complete a task: `poll`, and `shutdown`, which is always the last.
+    pub(super) fn completing(&self) -> [usize; 2] {
+        [self.poll, self.functions - 1]
     }
 
     /// Whether an image that names these versions may have such tables. Tables that are told by their integers are looked for in
@@ -252,7 +266,11 @@ pub(super) fn scan(image: &Image<'_>, shape: &Shape, minors: &Minors, claimed: &
         if !consecutive
             || image.is_code(address)
             || !window.iter().all(|word| image.is_code(word.1))
-            || claimed.0.range(..=address).next_back().is_some_and(|(_, end)| address < *end)
+            || claimed
+                .0
+                .range(..=address)
+                .next_back()
+                .is_some_and(|(_, end)| address < *end)
         {
             continue;
         }
