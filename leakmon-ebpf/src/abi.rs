@@ -38,6 +38,7 @@ pub const HOLD_CHILDREN: u32 = 4;
 
 /// What a hit of a probe site means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "bpf"), derive(serde::Serialize, serde::Deserialize))]
 #[repr(u8)]
 pub enum Role {
     /// A task's memory has been allocated; the register holds its header's address.
@@ -51,6 +52,7 @@ pub enum Role {
 
 /// When a hit counts. The sites are often branches, whose condition the program evaluates itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "bpf"), derive(serde::Serialize, serde::Deserialize))]
 #[repr(u8)]
 pub enum Condition {
     /// Every hit counts.
@@ -63,6 +65,7 @@ pub enum Condition {
 
 /// What kind of task a birth site makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "bpf"), derive(serde::Serialize, serde::Deserialize))]
 #[repr(u8)]
 pub enum Kind {
     /// `tokio::spawn` and its like, on either scheduler.

@@ -16,6 +16,7 @@ mod watching;
 pub use watching::Watchable;
 
 use crate::{
+    analysis::Analyst,
     export::report::Report,
     kernel::{Kernel, Settings, clock::monotonic_ns, event::Event, recording::Recorder, ring::EventRing},
     live::{Live, StackKey},
@@ -51,6 +52,8 @@ const NAMES_WAIT: Duration = Duration::from_secs(60);
 
 /// Watches images and processes.
 pub struct Observer {
+    /// Has untrusted files read.
+    analyst: Analyst,
     kernel: Kernel,
     ring: EventRing,
     live: Live,
@@ -71,11 +74,12 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Loads the BPF programs; nothing is watched yet. `hide` is added to the patterns of functions that are never the culprit.
+    /// Loads the BPF programs; nothing is watched yet. `hide` is added to the patterns of functions that are never the culprit;
+    /// `analyst` has the files of targets read.
     ///
     /// # Errors
     /// Where this host can't be probed, or the symbol thread can't be started.
-    pub fn new(settings: Settings, hide: &[String]) -> anyhow::Result<Self> {
+    pub fn new(settings: Settings, hide: &[String], analyst: Analyst) -> anyhow::Result<Self> {
         // What the user got wrong comes before what the host lacks.
         let names = Names::new(hide)?;
         let (kernel, ring) = Kernel::load(settings)?;
@@ -86,7 +90,8 @@ impl Observer {
             images: Images::default(),
             processes: Processes::default(),
             names,
-            unwinding: Unwinding::new()?,
+            unwinding: Unwinding::new(analyst.clone())?,
+            analyst,
             publisher: None,
             pulse: None,
             configured: Configured {
@@ -99,6 +104,12 @@ impl Observer {
             held: Vec::new(),
             dropped_events: 0,
         })
+    }
+
+    /// Who has the files of targets read.
+    #[must_use]
+    pub const fn analyst(&self) -> &Analyst {
+        &self.analyst
     }
 
     /// Records what the kernel tells from now on, for a replay.

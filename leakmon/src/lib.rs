@@ -28,6 +28,7 @@
 //! | `leakmon-ebpf/src/abi.rs` | THE contract with the BPF programs: cookies, keys, values, records, limits | either side |
 //! | `leakmon-ebpf/src/{rows,step}.rs` | the unwind tables' layout, and the walk over them, the same code on both sides | maps, memory |
 //! | `leakmon-ebpf/src/` | the BPF programs, one file a concern; `main.rs` has the entry points | runtimes, versions, names |
+//! | [`analysis`] | confined children that read untrusted files for the stages | what is read |
 //! | [`targets`] | WHERE to probe: images, runtimes, sites; what `/proc` says of processes | BPF |
 //! | [`kernel`] | ALL BPF system calls: load, attach, ring, maps; what this host offers | what a count means |
 //! | [`live`] | events and counters in, counts and ages out; pure | IO, clocks, names |
@@ -43,7 +44,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Only `kernel` makes BPF system calls. Only `targets` and `symbols` read `/proc` and ELF files. `live` has no IO and no clock.
+//! 1. Only `kernel` makes BPF system calls. Only `targets` and `symbols` read `/proc` and ELF files, and what a target's
+//!    file says is parsed in a confined child ([`analysis`]): the daemon itself reads headers and notes. `live` has no IO and no clock.
 //! 2. A scrape reads a snapshot: it never symbolises, never touches BPF, never waits for the event path.
 //! 3. Every queue, table and cache has a stated bound, a counter for what it refused, and a test at the bound.
 //! 4. A site is attached only if the image's bytes there are the expected instruction; leakmon never guesses an offset.
@@ -54,6 +56,8 @@
 //!
 //! Absent on purpose: there is no event a task on the ring (the daemon's cost grows with callsites, not with tasks), no return
 //! probe (it would write into the target's stack), no per-process probe (filtering is done in the program).
+
+pub mod analysis;
 
 pub mod targets;
 

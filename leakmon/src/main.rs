@@ -1,11 +1,15 @@
 //! The `leakmon` command: parses, runs one command, turns its outcome into an exit code.
 
 use clap::Parser;
-use leakmon::{cli::Cli, commands};
+use leakmon::{analysis::ZYGOTE_NAME, cli::Cli, commands};
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::{EnvFilter, fmt};
 
 fn main() -> ExitCode {
+    // Started by leakmon itself.
+    if std::env::args_os().next().is_some_and(|name| name == ZYGOTE_NAME) {
+        return commands::serve_analyses();
+    }
     let cli = Cli::parse();
     let level = match cli.verbose {
         0 => "warn",

@@ -1,4 +1,4 @@
-//! What leakmon says about itself: events, losses, table fill, targets, probe sites.
+//! What leakmon says about itself: events, losses, table fill, targets, probe sites, analyses.
 //!
 //! In: numbers that `daemon.rs` reads from `kernel`. Out: plain data that `export/metrics.rs` prints. It reads nothing
 //! itself.
@@ -16,6 +16,12 @@ pub struct SelfMetrics {
     pub maps: Vec<MapFill>,
     /// Targets, by status.
     pub targets: Vec<(&'static str, u64)>,
+    /// Analyses of files by children, by outcome.
+    pub analyses: Vec<(&'static str, u64)>,
+    /// Analyses that were not tried, since the same one had failed before.
+    pub analyses_not_repeated: u64,
+    /// The most memory that an analysing child ever had, in bytes.
+    pub analysis_peak_bytes: u64,
     /// Attached probe sites that the kernel emulates.
     pub cheap_sites: u64,
     /// Attached probe sites that the kernel single-steps.

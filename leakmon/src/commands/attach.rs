@@ -1,6 +1,6 @@
 //! `leakmon attach`: watches running processes for a while.
 
-use super::{Destination, Exit, observation, settings};
+use super::{Destination, Exit, analyst, observation, settings};
 use crate::{
     cli::AttachArgs,
     daemon::{Observer, Watchable},
@@ -14,8 +14,9 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
     HideTable::new(args.observe.hide.iter().cloned())?;
     observation::check_output(&args.observe)?;
     require_capabilities()?;
-    let watchable = Watchable::find(&args.exe, &args.pid)?;
-    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
+    let analyst = analyst()?;
+    let watchable = Watchable::find(&analyst, &args.exe, &args.pid)?;
+    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst)?;
     if let Some(path) = &args.observe.record {
         observer.record(path)?;
     }

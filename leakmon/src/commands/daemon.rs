@@ -3,7 +3,7 @@
 //! In: options and the configuration file, read again at SIGHUP. Out: HTTP, and what the service manager is told. Once probes are
 //! attached it gives up what it no longer needs ([`crate::privileges`]).
 
-use super::{Exit, say};
+use super::{Exit, analyst, say};
 use crate::{
     cli::DaemonArgs,
     config::Config,
@@ -27,7 +27,8 @@ use tokio::{
 pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let config = Config::from_args(&args)?;
     require_capabilities()?;
-    let watchable = Watchable::find(&config.exes, &config.pids)?;
+    let analyst = analyst()?;
+    let watchable = Watchable::find(&analyst, &config.exes, &config.pids)?;
     let mut signals = Signals::listen()?;
     let listener = listen(config.listen).await?;
     let address = listener.local_addr().context("the address in use can't be known")?;
@@ -40,7 +41,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     };
     let (stop, stopped) = oneshot::channel();
     let server = start_server(listener, source.clone(), stopped)?;
-    let mut observer = Observer::new(config.settings(), &config.hide)?;
+    let mut observer = Observer::new(config.settings(), &config.hide, analyst)?;
     observer.watch_all(watchable).await?;
     observer.publish_to(source, config.interval);
     privileges::restrict_system_calls()?;
@@ -136,7 +137,7 @@ impl Settled {
             .filter(|pid| !self.config.pids.contains(pid))
             .copied()
             .collect();
-        let watched = match Watchable::find(&exes, &pids) {
+        let watched = match Watchable::find(observer.analyst(), &exes, &pids) {
             Ok(watchable) => observer.watch_all(watchable).await,
             Err(error) => Err(error),
         };

@@ -13,12 +13,13 @@ mod probes;
 mod run;
 
 use crate::{
+    analysis::{self, Analyst, Job, self_test::SELF_TEST},
     cli::{Cli, Command, ObserveArgs},
     config::ConfigError,
     export::{RenderOptions, escape::is_hostile},
     kernel::{KernelError, Settings},
     symbols::hidden::HideError,
-    targets::{AnalyseError, processes::ProcessError},
+    targets::{AnalyseError, PLAN, UNWIND_TABLE, processes::ProcessError},
 };
 use anyhow::Context;
 use clap::CommandFactory;
@@ -110,6 +111,26 @@ pub async fn execute(command: Command) -> anyhow::Result<Exit> {
         }
         Command::PackageFiles { folder } => package_files::execute(&folder),
     }
+}
+
+/// What children can be asked: each stage's jobs.
+static JOBS: [&Job; 3] = [&PLAN, &UNWIND_TABLE, &SELF_TEST];
+
+/// Is the process that starts analyses, until leakmon is gone.
+#[must_use]
+pub fn serve_analyses() -> ExitCode {
+    match analysis::serve(&JOBS) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("analyses can't be started: {error}"));
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+/// Starts the process that starts analyses: before rights are given up.
+fn analyst() -> anyhow::Result<Analyst> {
+    Analyst::start(Path::new("/proc/self/exe")).context("the process that starts analyses can't be started")
 }
 
 /// What the options of an observation mean to the BPF programs.

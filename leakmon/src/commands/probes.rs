@@ -1,10 +1,10 @@
 //! `leakmon probes IMAGE`: prints where a binary would be probed. Needs no root and touches no kernel.
 
-use super::{Exit, print};
+use super::{Exit, analyst, print};
 use crate::{cli::ProbesArgs, export, targets};
 
 pub(super) fn execute(args: &ProbesArgs) -> anyhow::Result<Exit> {
-    let plan = targets::analyse(&args.image)?;
+    let (plan, _file) = targets::analyse_path(&analyst()?, &args.image)?;
     print(export::plan::render(&plan).as_bytes())?;
     Ok(Exit::Done)
 }

@@ -3,8 +3,9 @@
 //! The probes sit on the file before it is executed, so nothing is missed. The command's input and output are left alone;
 //! signals are passed on, and its exit code is leakmon's.
 
-use super::{Destination, Exit, Unprobeable, observation, settings};
+use super::{Destination, Exit, Unprobeable, analyst, observation, settings};
 use crate::{
+    analysis::Analyst,
     cli::RunArgs,
     daemon::Observer,
     targets::{self, plan::ProbePlan},
@@ -46,8 +47,9 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     };
     observation::check_output(&args.observe)?;
     let program = find(name)?;
-    let (plan, file) = analyse(&program)?;
-    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide)?;
+    let analyst = analyst()?;
+    let (plan, file) = analyse(&analyst, &program)?;
+    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst)?;
     if let Some(path) = &args.observe.record {
         observer.record(path)?;
     }
@@ -106,7 +108,7 @@ fn find(name: &OsStr) -> anyhow::Result<PathBuf> {
         })
 }
 
-fn analyse(program: &Path) -> anyhow::Result<(ProbePlan, File)> {
+fn analyse(analyst: &Analyst, program: &Path) -> anyhow::Result<(ProbePlan, File)> {
     if program.is_file() && access(program, AccessFlags::X_OK).is_err() {
         return Err(Unprobeable(format!(
             "{}: can't be executed: it is not marked as executable",
@@ -114,9 +116,7 @@ fn analyse(program: &Path) -> anyhow::Result<(ProbePlan, File)> {
         ))
         .into());
     }
-    let plan = targets::analyse(program)?;
-    let file = File::open(program).with_context(|| format!("{}: can't be read", program.display()))?;
-    Ok((plan, file))
+    Ok(targets::analyse_path(analyst, program)?)
 }
 
 fn listen() -> anyhow::Result<mpsc::Receiver<Signal>> {

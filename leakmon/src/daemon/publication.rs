@@ -143,6 +143,7 @@ impl Observer {
                 .count() as u64
         };
         let slow_sites: u64 = self.images.iter().map(Image::attached_slow).sum();
+        let analyses = self.analyst.counts();
         SelfMetrics {
             events: Event::KINDS.into_iter().zip(self.events).collect(),
             events_dropped: LOSS_NAMES
@@ -152,6 +153,9 @@ impl Observer {
                 .collect(),
             maps: self.kernel.capacities().map(fill).to_vec(),
             targets: statuses.into_iter().map(|word| (word, with_status(word))).collect(),
+            analyses: analyses.outcomes().collect(),
+            analyses_not_repeated: analyses.remembered,
+            analysis_peak_bytes: analyses.peak_bytes,
             cheap_sites: self.kernel.attached_sites() as u64 - slow_sites,
             slow_sites,
             http_evicted: self

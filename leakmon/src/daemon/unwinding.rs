@@ -1,17 +1,20 @@
 //! The targets' unwind tables: built once an image, given to the kernel with every target that maps it.
 //!
 //! In: targets as they appear, and requests for a fresh look. Out: rows and mappings in the kernel's maps. Tables are built
-//! on a thread of their own; a target whose tables are not there yet is walked as far as is known.
+//! by children, for which a thread waits; a target whose tables are not there yet is walked as far as is known.
 
 use crate::{
+    analysis::Analyst,
     kernel::Kernel,
     targets::{
+        TableError,
         processes::{self, Mapping},
         unwind::{
             UnwindError, UnwindTable,
             arena::Arena,
             mappings::{Region, pack},
         },
+        unwind_table,
     },
 };
 use anyhow::Context;
@@ -19,7 +22,6 @@ use leakmon_ebpf::abi::TargetId;
 use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
-    io::Read,
     os::unix::fs::{FileExt, MetadataExt},
     sync::mpsc::{SyncSender, TrySendError, sync_channel},
 };
@@ -30,9 +32,6 @@ const IMAGES_MAX: usize = 512;
 
 /// Images that wait for their table to be built.
 const QUEUE_MAX: usize = 1024;
-
-/// Bytes of an image that are read to build its table. Debug sections are most of a large file and lie behind the rest.
-const IMAGE_BYTES_MAX: u64 = 1 << 30;
 
 /// Device and inode of a mapped file; the vdso has neither.
 type Identity = (u64, u64);
@@ -59,6 +58,8 @@ enum BuildError {
     Read(#[from] std::io::Error),
     #[error(transparent)]
     Unwind(#[from] UnwindError),
+    #[error(transparent)]
+    Table(#[from] TableError),
 }
 
 type Built = (u32, Result<UnwindTable, BuildError>);
@@ -80,14 +81,14 @@ pub(super) struct Unwinding {
 
 impl Unwinding {
     /// Starts the builder thread.
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub(super) fn new(analyst: Analyst) -> anyhow::Result<Self> {
         let (requests, queue) = sync_channel::<(u32, Source)>(QUEUE_MAX);
         let (sender, built) = channel(QUEUE_MAX);
         std::thread::Builder::new()
             .name("unwind-tables".to_owned())
             .spawn(move || {
                 for (number, source) in queue {
-                    if sender.blocking_send((number, build(source))).is_err() {
+                    if sender.blocking_send((number, build(&analyst, source))).is_err() {
                         return;
                     }
                 }
@@ -268,19 +269,12 @@ pub(super) struct Finished {
     table: Result<UnwindTable, BuildError>,
 }
 
-fn build(source: Source) -> Result<UnwindTable, BuildError> {
-    let bytes = match source {
-        Source::Vdso => own_vdso()?,
-        Source::File(file) => {
-            let mut bytes = Vec::new();
-            // From the start, whatever the shared offset is.
-            ReadAt { file: &file, offset: 0 }
-                .take(IMAGE_BYTES_MAX)
-                .read_to_end(&mut bytes)?;
-            bytes
-        }
-    };
-    Ok(UnwindTable::build(&bytes)?)
+fn build(analyst: &Analyst, source: Source) -> Result<UnwindTable, BuildError> {
+    Ok(match source {
+        // The kernel's own.
+        Source::Vdso => UnwindTable::build(&own_vdso()?)?,
+        Source::File(file) => unwind_table(analyst, &file)?,
+    })
 }
 
 /// The kernel maps the same vdso into every 64-bit process, so leakmon's own will do.
@@ -294,17 +288,4 @@ fn own_vdso() -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(vdso.end - vdso.start).map_err(std::io::Error::other)?];
     File::open("/proc/self/mem")?.read_exact_at(&mut bytes, vdso.start)?;
     Ok(bytes)
-}
-
-struct ReadAt<'a> {
-    file: &'a File,
-    offset: u64,
-}
-
-impl Read for ReadAt<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.file.read_at(buffer, self.offset)?;
-        self.offset += read as u64;
-        Ok(read)
-    }
 }

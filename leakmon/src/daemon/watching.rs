@@ -4,17 +4,13 @@
 
 use super::{Observer, images::Image};
 use crate::{
+    analysis::Analyst,
     kernel::{KernelError, attach::ImageNumber, clock::monotonic_ns, event::Event},
     targets::{self, plan::ProbePlan, processes::ProcessImage},
 };
 use anyhow::Context;
 use leakmon_ebpf::abi::{FOLLOW, HOLD_CHILDREN};
-use std::{
-    fs::File,
-    os::fd::AsRawFd,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs::File, path::PathBuf, time::Duration};
 use tokio::time::timeout;
 
 /// How long an attach waits for unwind tables; what has none by then is walked as far as is known.
@@ -34,16 +30,16 @@ impl Watchable {
     ///
     /// # Errors
     /// The first reason, where nothing at all can be watched.
-    pub fn find(exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<Self> {
+    pub fn find(analyst: &Analyst, exes: &[PathBuf], tgids: &[u32]) -> anyhow::Result<Self> {
         let mut found = Self::default();
         for exe in exes {
-            match executable(exe) {
+            match targets::analyse_path(analyst, exe) {
                 Ok(executable) => found.executables.push(executable),
-                Err(error) => found.refused.push((None, error)),
+                Err(error) => found.refused.push((None, error.into())),
             }
         }
         for tgid in tgids {
-            match process(*tgid) {
+            match process(analyst, *tgid) {
                 Ok((plan, file)) => found.processes.push((*tgid, plan, file)),
                 Err(error) => found.refused.push((Some(*tgid), error)),
             }
@@ -55,13 +51,7 @@ impl Watchable {
     }
 }
 
-fn executable(exe: &Path) -> anyhow::Result<(ProbePlan, File)> {
-    let plan = targets::analyse(exe)?;
-    let file = File::open(exe).with_context(|| format!("{}: can't be read", exe.display()))?;
-    Ok((plan, file))
-}
-
-fn process(tgid: u32) -> anyhow::Result<(ProbePlan, File)> {
+fn process(analyst: &Analyst, tgid: u32) -> anyhow::Result<(ProbePlan, File)> {
     let leader = targets::processes::leader(tgid)?;
     if leader != tgid {
         return Err(KernelError::Thread {
@@ -71,9 +61,8 @@ fn process(tgid: u32) -> anyhow::Result<(ProbePlan, File)> {
         .into());
     }
     let image = ProcessImage::open(tgid)?;
-    let mut plan = targets::analyse(Path::new(&format!("/proc/self/fd/{}", image.file.as_raw_fd())))
-        .map_err(|error| error.of_process(tgid, &image.path))?;
-    plan.path = image.path;
+    let plan =
+        targets::analyse(analyst, &image.file, &image.path).map_err(|error| error.of_process(tgid, &image.path))?;
     Ok((plan, image.file))
 }
 

@@ -171,6 +171,12 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
             vec![with_value(Metric::default(), gauge, unix_seconds(own.configured.at))],
         ),
         (
+            "leakmon_analysis_peak_bytes",
+            "The most memory that an analysing child ever had.",
+            gauge,
+            vec![with_value(Metric::default(), gauge, own.analysis_peak_bytes as f64)],
+        ),
+        (
             "leakmon_build_info",
             "1, with the version of leakmon.",
             gauge,
@@ -197,6 +203,18 @@ fn own_counters(text: &mut String, table: &SeriesTable, loss: &LossReport, own: 
             DROPPED,
             counter,
             by(counter, "reason", own.events_dropped.iter().copied()),
+        ),
+        (
+            "leakmon_analyses_total",
+            ANALYSES,
+            counter,
+            by(counter, "outcome", own.analyses.iter().copied()),
+        ),
+        (
+            "leakmon_analyses_not_repeated_total",
+            NOT_REPEATED,
+            counter,
+            one(own.analyses_not_repeated),
         ),
         (
             "leakmon_ends_unmatched_total",
@@ -236,6 +254,8 @@ fn unix_seconds(time: SystemTime) -> f64 {
 
 const EVENTS: &str = "Events read from the kernel.";
 const DROPPED: &str = "What the programs in the kernel could not do, by reason.";
+const ANALYSES: &str = "Files read by confined children, by how that came out.";
+const NOT_REPEATED: &str = "Analyses that were not tried, since the same one had failed before.";
 const UNMATCHED: &str = "Ends of tasks whose birth was not counted, such as those older than the attach.";
 const REPLACED: &str = "Tasks freed without completing, noticed when their memory was used again.";
 const REFUSED: &str = "Processes that got no series because too many others had them.";

@@ -1,14 +1,16 @@
 //! Opening an image without being held up by it, and asking every runtime's finder about it.
 //!
-//! In: a path. Out: a [`ProbePlan`], or one sentence that says why there is none. The file is read by `pread`, never mapped: it
-//! may change or shrink meanwhile. Then the plan may be wrong, but the bytes at each site are compared again before attaching.
+//! In: a path, or an image's data. Out: an open file; a [`ProbePlan`], or one sentence that says why there is none. The daemon
+//! opens, a child searches (`jobs`).
 
 use super::{
     image::{Image, ImageError},
-    plan::{ImageId, ProbePlan},
+    plan::{ImageId, ProbePlan, ProbeSite, TaskType},
     runtimes::{Finding, RUNTIMES},
 };
-use object::{ReadRef, elf, read::ReadCache};
+use crate::analysis::Failure;
+use object::{ReadRef, elf};
+use serde::{Deserialize, Serialize};
 use std::{
     fs::{File, OpenOptions},
     io,
@@ -50,7 +52,7 @@ pub enum AnalyseError {
         /// The file.
         path: PathBuf,
         /// Where parsing ended.
-        what: &'static str,
+        what: String,
     },
     /// Beyond a bound of this analysis.
     #[error("{}: is too large to analyse ({what})", path.display())]
@@ -58,7 +60,7 @@ pub enum AnalyseError {
         /// The file.
         path: PathBuf,
         /// What there is too much of.
-        what: &'static str,
+        what: String,
     },
     /// Another processor.
     #[error("{}: is built for {architecture}; only x86-64 binaries can be probed", path.display())]
@@ -98,6 +100,14 @@ pub enum AnalyseError {
         /// Why, and what can be done.
         reason: String,
     },
+    /// The child that looked into it gave no answer.
+    #[error("{}: {failure}: it is not watched", path.display())]
+    Failed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        failure: Failure,
+    },
 }
 
 impl AnalyseError {
@@ -117,19 +127,17 @@ impl AnalyseError {
             | Self::TooLarge { path, .. }
             | Self::WrongArchitecture { path, .. }
             | Self::NoRuntime { path, .. }
-            | Self::UnsupportedRuntime { path, .. } => path,
+            | Self::UnsupportedRuntime { path, .. }
+            | Self::Failed { path, .. } => path,
         }
     }
 }
 
-/// Plans the probes of an executable.
-///
-/// Never blocks on what is no regular file. Reads at most the loaded segments and the symbol table of a file of at most
-/// 8 GiB.
+/// Opens an executable without being held up by what is no regular file.
 ///
 /// # Errors
-/// [`AnalyseError`], each meaning that this file can't be probed.
-pub fn analyse(path: &Path) -> Result<ProbePlan, AnalyseError> {
+/// [`AnalyseError`]: it is missing, unreadable, no regular file, or larger than 8 GiB.
+pub fn open(path: &Path) -> Result<File, AnalyseError> {
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => AnalyseError::Missing(path.to_owned()),
         _ => AnalyseError::Unreadable {
@@ -146,12 +154,18 @@ pub fn analyse(path: &Path) -> Result<ProbePlan, AnalyseError> {
             Some(libc::ENXIO) => io::ErrorKind::Other.into(),
             _ => error,
         });
-    let file = match file {
-        Ok(file) => file,
-        // A socket can't be opened at all: say what it is.
-        Err(error) => return Err(kind_error(path).unwrap_or_else(|| unreadable(error))),
-    };
-    let metadata = file.metadata().map_err(unreadable)?;
+    // A socket can't be opened at all: say what it is.
+    let file = file.map_err(|error| kind_error(path).unwrap_or_else(|| unreadable(error)))?;
+    identify(&file, path)?;
+    Ok(file)
+}
+
+/// Who an open file is, its build id left out; an error where it is no file to be analysed.
+pub(super) fn identify(file: &File, path: &Path) -> Result<ImageId, AnalyseError> {
+    let metadata = file.metadata().map_err(|source| AnalyseError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
     if let Some(what) = irregular(&metadata) {
         return Err(AnalyseError::NotRegular {
             path: path.to_owned(),
@@ -159,50 +173,138 @@ pub fn analyse(path: &Path) -> Result<ProbePlan, AnalyseError> {
         });
     }
     if metadata.len() > IMAGE_BYTES_MAX {
-        return Err(AnalyseError::TooLarge {
-            path: path.to_owned(),
-            what: "file",
-        });
+        return Err(Refusal::TooLarge("file".to_owned()).of(path));
     }
-    let id = ImageId {
+    Ok(ImageId {
         device: metadata.dev(),
         inode: metadata.ino(),
         build_id: String::new(),
-    };
-    let cache: ReadCache<File> = ReadCache::new(file);
-    plan(&cache, path, id)
+    })
 }
 
-/// Plans the probes of an executable that is in memory. `path` is for messages only, `id` for the plan (the build id is filled in).
+/// Plans the probes of an executable that is in memory, in this process. `path` is for messages only, `id` for the plan (the
+/// build id is filled in).
 ///
 /// # Errors
-/// As [`analyse`].
+/// As [`super::analyse`].
 pub fn analyse_bytes(bytes: &[u8], path: &Path, id: ImageId) -> Result<ProbePlan, AnalyseError> {
-    plan(bytes, path, id)
+    search(bytes)
+        .map_err(|refusal| refusal.of(path))
+        .map(|found| found.into_plan(path, id))
 }
 
-fn plan<'data, R: ReadRef<'data>>(data: R, path: &Path, mut id: ImageId) -> Result<ProbePlan, AnalyseError> {
-    let image = Image::parse(data).map_err(|error| image_error(&error, path))?;
-    id.build_id.clone_from(&image.build_id);
-    for runtime in &RUNTIMES {
+/// What was found in an image: a plan that does not know which file it is of.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Found {
+    pub(super) build_id: String,
+    pub(super) entry_file_offset: Option<u64>,
+    /// Index in [`RUNTIMES`].
+    pub(super) runtime: usize,
+    pub(super) version: Option<String>,
+    pub(super) task_types: Vec<TaskType>,
+    pub(super) sites: Vec<ProbeSite>,
+    pub(super) problems: Vec<String>,
+}
+
+impl Found {
+    /// The plan of the file `id`. The runtime's index is in range.
+    pub(super) fn into_plan(self, path: &Path, mut id: ImageId) -> ProbePlan {
+        id.build_id = self.build_id;
+        ProbePlan {
+            image: id,
+            path: path.to_owned(),
+            entry_file_offset: self.entry_file_offset,
+            runtime: RUNTIMES.get(self.runtime).map_or("", |runtime| runtime.name),
+            runtime_version: self.version,
+            task_types: self.task_types,
+            sites: self.sites,
+            problems: self.problems,
+        }
+    }
+}
+
+/// Why an image has no plan: an [`AnalyseError`] that does not know which file it is of.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Refusal {
+    NotElf,
+    Narrow,
+    Machine(u16),
+    NotExecutable,
+    Damaged(String),
+    TooLarge(String),
+    NoRuntime,
+    Unsupported {
+        /// Index in [`RUNTIMES`].
+        runtime: usize,
+        version: Option<String>,
+        reason: String,
+    },
+}
+
+impl Refusal {
+    /// The same of a file.
+    pub(super) fn of(self, path: &Path) -> AnalyseError {
+        let path = path.to_owned();
+        match self {
+            Self::NotElf => AnalyseError::NotElf(path),
+            Self::Narrow => AnalyseError::Narrow(path),
+            Self::Machine(machine) => AnalyseError::WrongArchitecture {
+                path,
+                architecture: architecture_name(machine),
+            },
+            Self::NotExecutable => AnalyseError::NotExecutable(path),
+            Self::Damaged(what) => AnalyseError::Damaged { path, what },
+            Self::TooLarge(what) => AnalyseError::TooLarge { path, what },
+            Self::NoRuntime => AnalyseError::NoRuntime {
+                path,
+                known: RUNTIMES.map(|runtime| runtime.name).join(", "),
+            },
+            Self::Unsupported {
+                runtime,
+                version,
+                reason,
+            } => AnalyseError::UnsupportedRuntime {
+                path,
+                runtime: RUNTIMES.get(runtime).map_or("", |runtime| runtime.name),
+                version,
+                reason,
+            },
+        }
+    }
+}
+
+impl From<ImageError> for Refusal {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::NotElf => Self::NotElf,
+            ImageError::Narrow => Self::Narrow,
+            ImageError::Machine(machine) => Self::Machine(machine),
+            ImageError::NotExecutable => Self::NotExecutable,
+            ImageError::Damaged(what) => Self::Damaged(what.to_owned()),
+            ImageError::TooLarge(what) => Self::TooLarge(what.to_owned()),
+        }
+    }
+}
+
+/// Asks every runtime's finder about an image.
+pub(super) fn search<'data, R: ReadRef<'data>>(data: R) -> Result<Found, Refusal> {
+    let image = Image::parse(data)?;
+    for (index, runtime) in RUNTIMES.iter().enumerate() {
         match (runtime.find)(&image) {
             Finding::Absent => {}
             Finding::Unsupported { version, reason } => {
-                let (path, runtime) = (path.to_owned(), runtime.name);
-                return Err(AnalyseError::UnsupportedRuntime {
-                    path,
-                    runtime,
+                return Err(Refusal::Unsupported {
+                    runtime: index,
                     version,
                     reason,
                 });
             }
             Finding::Planned(planned) => {
-                return Ok(ProbePlan {
-                    image: id,
-                    path: path.to_owned(),
+                return Ok(Found {
                     entry_file_offset: image.entry.and_then(|entry| image.file_offset(entry)),
-                    runtime: runtime.name,
-                    runtime_version: planned.version,
+                    build_id: image.build_id,
+                    runtime: index,
+                    version: planned.version,
                     task_types: planned.task_types,
                     sites: planned.sites,
                     problems: planned.problems,
@@ -210,15 +312,7 @@ fn plan<'data, R: ReadRef<'data>>(data: R, path: &Path, mut id: ImageId) -> Resu
             }
         }
     }
-    let known = RUNTIMES
-        .iter()
-        .map(|runtime| runtime.name)
-        .collect::<Vec<_>>()
-        .join(", ");
-    Err(AnalyseError::NoRuntime {
-        path: path.to_owned(),
-        known,
-    })
+    Err(Refusal::NoRuntime)
 }
 
 fn kind_error(path: &Path) -> Option<AnalyseError> {
@@ -236,21 +330,6 @@ fn irregular(metadata: &std::fs::Metadata) -> Option<&'static str> {
         libc::S_IFIFO => Some("a FIFO"),
         libc::S_IFSOCK => Some("a socket"),
         _ => Some("a device"),
-    }
-}
-
-fn image_error(error: &ImageError, path: &Path) -> AnalyseError {
-    let path = path.to_owned();
-    match *error {
-        ImageError::NotElf => AnalyseError::NotElf(path),
-        ImageError::Narrow => AnalyseError::Narrow(path),
-        ImageError::Machine(machine) => AnalyseError::WrongArchitecture {
-            path,
-            architecture: architecture_name(machine),
-        },
-        ImageError::NotExecutable => AnalyseError::NotExecutable(path),
-        ImageError::Damaged(what) => AnalyseError::Damaged { path, what },
-        ImageError::TooLarge(what) => AnalyseError::TooLarge { path, what },
     }
 }
 

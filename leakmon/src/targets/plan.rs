@@ -4,6 +4,7 @@
 //! `kernel/`. It holds no open file and no process.
 
 use leakmon_ebpf::abi::{Condition, Kind, Role};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Who an ELF file is, whatever its path.
@@ -39,7 +40,7 @@ pub struct ProbePlan {
 }
 
 /// One static task vtable: one future type on one scheduler.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskType {
     /// Virtual address of the vtable in the image.
     pub vtable: u64,
@@ -61,7 +62,7 @@ pub struct TaskType {
 }
 
 /// One instruction to probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeSite {
     /// What a hit means.
     pub role: Role,

@@ -54,9 +54,12 @@ fn run_follows_the_commands_exit_code_and_signals() {
         .read_line(&mut line)
         .unwrap();
     assert_eq!(line, "ready\n");
+    // Held until the end: the victim leaves by itself when it is closed, as waiting would do.
+    let stdin = child.stdin.take();
     signal(child.id(), Signal::SIGTERM);
     // Passed on: the victim dies of it, and leakmon says so as a shell does.
     assert_eq!(child.wait().unwrap().code(), Some(128 + Signal::SIGTERM as i32));
+    drop(stdin);
 }
 
 #[test]

@@ -5,10 +5,12 @@
 use super::{Finding, Tree};
 
 /// Folders of `leakmon/src`, in the order of the path. Later ones use earlier ones.
-const STAGES: [&str; 6] = ["targets", "kernel", "memory", "live", "symbols", "export"];
+const STAGES: [&str; 7] = ["analysis", "targets", "kernel", "memory", "live", "symbols", "export"];
 /// Only these make system calls or are BPF programs.
-const UNSAFE_PLACES: [&str; 4] = [
+const UNSAFE_PLACES: [&str; 5] = [
     "leakmon/src/kernel/",
+    // Forks and reaps.
+    "leakmon/src/analysis/process.rs",
     "leakmon-ebpf/src/",
     // Compares the walk with the C library's own, on its own stack.
     "leakmon/src/targets/unwind/tests/own_process.rs",

@@ -1,10 +1,15 @@
 //! A small image made by hand, files that are none, this program itself, and changed bytes.
 
 use super::*;
+use crate::analysis::Analyst;
 use leakmon_ebpf::abi::{Condition, Kind, Role};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use proptest::prelude::*;
 use std::{collections::BTreeSet, fs, os::unix::net::UnixListener};
+
+fn analyse(path: &Path) -> Result<ProbePlan, AnalyseError> {
+    super::super::analyse_path(&Analyst::in_this_process(), path).map(|(plan, _)| plan)
+}
 
 const TEXT: u64 = 0x1000;
 const VTABLE: u64 = 0x2000;

@@ -5,6 +5,7 @@
 
 use gimli::{BaseAddresses, EhFrameHdr, LittleEndian, Pointer};
 use object::elf::{EM_X86_64, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, ProgramHeader64};
+use object::read::ReadRef;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
 use super::{SEGMENTS_MAX, TEXT_BYTES_MAX, UnwindError};
@@ -43,8 +44,8 @@ pub(super) struct ImageFrames<'a> {
 }
 
 impl<'a> ImageFrames<'a> {
-    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, UnwindError> {
-        let header = Header::parse(bytes).map_err(|_| UnwindError::Elf("the file header is broken"))?;
+    pub(super) fn parse<R: ReadRef<'a>>(data: R) -> Result<Self, UnwindError> {
+        let header = Header::parse(data).map_err(|_| UnwindError::Elf("the file header is broken"))?;
         if !header.is_little_endian() || !header.is_class_64() {
             return Err(UnwindError::Elf("another class or byte order"));
         }
@@ -53,10 +54,13 @@ impl<'a> ImageFrames<'a> {
             return Err(UnwindError::Machine(machine));
         }
         let program_headers = header
-            .program_headers(ENDIAN, bytes)
+            .program_headers(ENDIAN, data)
             .map_err(|_| UnwindError::Elf("the program headers are broken"))?;
-        let segments = executable_segments(program_headers, bytes.len() as u64)?;
-        let found = by_section(header, bytes).or_else(|| by_program_header(program_headers, bytes));
+        let file_len = data
+            .len()
+            .map_err(|()| UnwindError::Elf("the file's size is not known"))?;
+        let segments = executable_segments(program_headers, file_len)?;
+        let found = by_section(header, data).or_else(|| by_program_header(program_headers, data, file_len));
         let (address, entries, is_section) = found.ok_or(UnwindError::NoEntries)?;
         // `DW_EH_PE_textrel` and `datarel` pointers occur in no x86-64 toolchain's `.eh_frame`; without their bases
         // such an entry is counted as broken.
@@ -110,36 +114,40 @@ fn executable_segments(headers: &[SegmentHeader], file_len: u64) -> Result<Vec<S
 
 /// By section header. Names are compared in place: a name's end is not searched for, which a table of a million
 /// headers and one long string would make slow.
-fn by_section<'a>(header: &Header, bytes: &'a [u8]) -> Option<(u64, &'a [u8], bool)> {
+fn by_section<'a, R: ReadRef<'a>>(header: &Header, data: R) -> Option<(u64, &'a [u8], bool)> {
     const NAME: &[u8] = b".eh_frame\0";
-    let sections = header.section_headers(ENDIAN, bytes).ok()?;
-    let names_index = header.section_strings_index(ENDIAN, bytes).ok()?;
-    let names: &[u8] = sections.get(names_index.0)?.data(ENDIAN, bytes).ok()?;
+    let sections = header.section_headers(ENDIAN, data).ok()?;
+    let names_index = header.section_strings_index(ENDIAN, data).ok()?;
+    let names: &[u8] = sections.get(names_index.0)?.data(ENDIAN, data).ok()?;
     let section = sections.iter().find(|section| {
         let name = section.sh_name(ENDIAN) as usize;
         names.get(name..).is_some_and(|rest| rest.starts_with(NAME))
     })?;
-    let data: &[u8] = section.data(ENDIAN, bytes).ok()?;
-    (!data.is_empty()).then_some((section.sh_addr(ENDIAN), data, true))
+    let entries: &[u8] = section.data(ENDIAN, data).ok()?;
+    (!entries.is_empty()).then_some((section.sh_addr(ENDIAN), entries, true))
 }
 
 /// By `PT_GNU_EH_FRAME`, which points to `.eh_frame_hdr`, which points to `.eh_frame` (Linux Standard Base 5.0,
 /// "Exception Frame Header").
-fn by_program_header<'a>(headers: &[SegmentHeader], bytes: &'a [u8]) -> Option<(u64, &'a [u8], bool)> {
+fn by_program_header<'a, R: ReadRef<'a>>(
+    headers: &[SegmentHeader],
+    data: R,
+    file_len: u64,
+) -> Option<(u64, &'a [u8], bool)> {
     let index = headers.iter().find(|header| header.p_type(ENDIAN) == PT_GNU_EH_FRAME)?;
     let index_address = index.p_vaddr(ENDIAN);
-    let index_bytes = loaded_bytes(headers, bytes, index_address)?;
+    let index_bytes = loaded_bytes(headers, data, file_len, index_address)?;
     let bases = BaseAddresses::default().set_eh_frame_hdr(index_address);
     let parsed = EhFrameHdr::new(index_bytes, LittleEndian).parse(&bases, 8).ok()?;
     let Pointer::Direct(address) = parsed.eh_frame_ptr() else {
         return None;
     };
-    let entries = loaded_bytes(headers, bytes, address)?;
+    let entries = loaded_bytes(headers, data, file_len, address)?;
     (!entries.is_empty()).then_some((address, entries, false))
 }
 
 /// The file's bytes from an address to its segment's end.
-fn loaded_bytes<'a>(headers: &[SegmentHeader], bytes: &'a [u8], vaddr: u64) -> Option<&'a [u8]> {
+fn loaded_bytes<'a, R: ReadRef<'a>>(headers: &[SegmentHeader], data: R, file_len: u64, vaddr: u64) -> Option<&'a [u8]> {
     headers
         .iter()
         .filter(|header| header.p_type(ENDIAN) == PT_LOAD)
@@ -147,7 +155,7 @@ fn loaded_bytes<'a>(headers: &[SegmentHeader], bytes: &'a [u8], vaddr: u64) -> O
             let within = vaddr.checked_sub(header.p_vaddr(ENDIAN))?;
             let left = header.p_filesz(ENDIAN).checked_sub(within)?;
             let start = header.p_offset(ENDIAN).checked_add(within)?;
-            let end = start.checked_add(left)?.min(bytes.len() as u64);
-            bytes.get(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
+            let end = start.checked_add(left)?.min(file_len);
+            data.read_bytes_at(start, end.checked_sub(start)?).ok()
         })
 }

@@ -17,6 +17,9 @@ mod tests;
 pub mod walk;
 mod x86_64;
 
+use object::ReadRef;
+use serde::{Deserialize, Serialize};
+
 pub use segment_rows::SegmentRows;
 
 /// Rows of one image: ten times those of a 24 MB program; 32 MiB.
@@ -53,7 +56,7 @@ pub enum UnwindError {
 }
 
 /// What building a table met; each count is of one image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnwindStats {
     /// Function entries (FDEs) read.
     pub entries: usize,
@@ -103,7 +106,15 @@ impl UnwindTable {
     /// # Errors
     /// [`UnwindError`]; broken entries are no error but counted in [`UnwindStats`].
     pub fn build(bytes: &[u8]) -> Result<Self, UnwindError> {
-        let image = image_frames::ImageFrames::parse(bytes)?;
+        Self::build_from(bytes)
+    }
+
+    /// As [`Self::build`], from data of which only the headers and `.eh_frame` are read.
+    ///
+    /// # Errors
+    /// [`UnwindError`].
+    pub fn build_from<'data, R: ReadRef<'data>>(data: R) -> Result<Self, UnwindError> {
+        let image = image_frames::ImageFrames::parse(data)?;
         let mut stats = UnwindStats::default();
         let mut ranges = frame_entries::read(&image, &mut stats)?;
         ranges.sort_unstable_by_key(|range| (range.start, range.len));
