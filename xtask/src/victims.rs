@@ -199,9 +199,9 @@ pub(crate) struct Counts {
 }
 
 impl Truth {
-    /// Reads the last line of a victim's output.
+    /// Reads the last line of a victim's output that is not empty: who runs the victim may add some that are.
     pub(crate) fn parse(output: &str) -> Result<Self> {
-        let line = output.lines().last().unwrap_or_default();
+        let line = output.lines().rfind(|line| !line.is_empty()).unwrap_or_default();
         serde_json::from_str(line).with_context(|| format!("the victim's last line is not its truth: {line:?}"))
     }
 

@@ -159,10 +159,19 @@ impl Counts {
     }
 }
 
+/// Worker threads of all runtimes that were made.
+static WORKERS_STARTED: AtomicUsize = AtomicUsize::new(0);
+
 /// A multi-threaded runtime with [`WORKERS`] workers, and `blocking_threads` threads for blocking tasks at most.
 pub(crate) fn runtime(blocking_threads: usize) -> io::Result<Runtime> {
+    runtime_of(WORKERS, blocking_threads)
+}
+
+/// The same with `workers` workers.
+pub(crate) fn runtime_of(workers: usize, blocking_threads: usize) -> io::Result<Runtime> {
+    WORKERS_STARTED.fetch_add(workers, SeqCst);
     Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+        .worker_threads(workers)
         .max_blocking_threads(blocking_threads)
         .enable_all()
         .build()
@@ -219,7 +228,7 @@ pub(crate) fn leave(arguments: &Arguments, sites: &[&Site], extra: Value) -> io:
         );
         truth.push(row);
     }
-    let mut line = json!({ "truth": truth, "total": total.json(), "runtime_tasks": WORKERS });
+    let mut line = json!({ "truth": truth, "total": total.json(), "runtime_tasks": WORKERS_STARTED.load(SeqCst) });
     merge(&mut line, extra);
     say(&line.to_string())?;
     if arguments.wait {

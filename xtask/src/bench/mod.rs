@@ -3,8 +3,14 @@
 //! In: the subjects that were asked for. Out: a table each on standard output. One file a subject, one line each in
 //! [`Subject`] and [`run`]; nothing here measures anything itself.
 
+mod daemon;
+mod ending;
+mod http;
+mod rivals;
+mod server;
 mod summary;
 mod tasks;
+mod watched;
 
 use crate::workspace::Workspace;
 use anyhow::Result;
@@ -15,10 +21,16 @@ use clap::ValueEnum;
 pub(crate) enum Subject {
     /// Nanoseconds that a task costs more in a program that only spawns
     Tasks,
+    /// Time and memory of the daemon, by rate, live tasks and callsites
+    Daemon,
+    /// Throughput of a server that does more than spawning
+    Server,
+    /// How long `run` takes to return when its command has ended
+    Ending,
 }
 
 /// Measured where no subject is named, in this order.
-const DEFAULT: [Subject; 1] = [Subject::Tasks];
+const DEFAULT: [Subject; 4] = [Subject::Tasks, Subject::Daemon, Subject::Server, Subject::Ending];
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +45,13 @@ pub(crate) struct Effort {
 pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], effort: Effort) -> Result<()> {
     let subjects = if subjects.is_empty() { &DEFAULT[..] } else { subjects };
     for subject in subjects {
-        match subject {
+        let table = match subject {
             Subject::Tasks => tasks::run(workspace, effort)?,
-        }
+            Subject::Daemon => daemon::run(workspace)?,
+            Subject::Server => server::run(workspace, effort)?,
+            Subject::Ending => ending::run(workspace, effort)?,
+        };
+        println!("\n{table}");
     }
     Ok(())
 }

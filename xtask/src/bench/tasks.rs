@@ -1,115 +1,144 @@
 //! What a task costs more under leakmon, in a program that does nothing but spawn.
 //!
-//! In: the victim `spawn_heavy`, which times itself. Out: a table on standard output. The floor is the same probes with
-//! programs that do nothing: what any tool pays that probes these instructions. The configurations take turns, round by
-//! round, so that a machine that slows down slows all of them; the middle of the rounds counts.
+//! In: the victim `spawn_heavy`, which times itself, and what else could watch it ([`super::rivals`]). Out: a table. The floor is
+//! leakmon's probes with programs that do nothing: what any tool pays that probes these instructions. The configurations take
+//! turns, round by round, and each is compared with what ran alone in its own round, so that a machine that slows down slows
+//! both; the middle of the rounds counts.
 
-use super::{Effort, summary::Summary};
+use super::{
+    Effort,
+    rivals::{self, Runner},
+    summary::Summary,
+};
 use crate::{
     build_ebpf,
     victims::{self, Build},
     workspace::Workspace,
 };
 use anyhow::{Context as _, Result, bail};
-use std::{fmt::Write as _, path::Path, process::Command};
+use std::{fmt::Write as _, process::Command};
 
-const VICTIM: &str = "spawn_heavy";
+pub(super) const VICTIM: &str = "spawn_heavy";
 
-/// One way to run the victim.
+/// One way to run the victim; the command takes the victim's own arguments.
 struct Configuration {
-    name: &'static str,
-    /// leakmon's options; `None` runs the victim alone.
-    options: Option<&'static [&'static str]>,
+    name: String,
+    command: Runner,
 }
 
 /// The first is what the others are compared with, the second the floor.
-const CONFIGURATIONS: [Configuration; 5] = [
-    Configuration {
-        name: "alone",
-        options: None,
-    },
-    Configuration {
-        name: "two empty programs",
-        options: Some(&["--empty-programs"]),
-    },
-    Configuration {
-        name: "leakmon",
-        options: Some(&[]),
-    },
-    Configuration {
-        name: "leakmon, each stack walked anew",
-        options: Some(&["--no-memo"]),
-    },
-    Configuration {
-        name: "leakmon --no-stacks",
-        options: Some(&["--no-stacks"]),
-    },
+const ALONE: usize = 0;
+const FLOOR: usize = 1;
+
+/// leakmon's rows: name and options.
+const OWN: [(&str, &[&str]); 4] = [
+    ("two empty programs: the floor", &["--empty-programs"]),
+    ("leakmon, full stacks", &[]),
+    ("leakmon, full stacks, each walked anew", &["--no-memo"]),
+    ("leakmon --no-stacks", &["--no-stacks"]),
 ];
 
 /// Runs the rounds and prints the table.
-pub(super) fn run(workspace: &Workspace, Effort { rounds, tasks }: Effort) -> Result<()> {
+pub(super) fn run(workspace: &Workspace, Effort { rounds, tasks }: Effort) -> Result<String> {
     build_ebpf::run(workspace, false)?;
-    let leakmon = victims::build_leakmon(workspace)?;
-    victims::build(workspace, Build::Release, Some(VICTIM))?;
-    let victim = Build::Release.example(workspace, VICTIM);
+    let configurations = configurations(workspace)?;
     let tasks_text = tasks.to_string();
-    let mut samples: Vec<Vec<f64>> = CONFIGURATIONS.iter().map(|_| Vec::new()).collect();
+    let arguments = ["--tasks", &tasks_text];
+    let mut samples: Vec<Vec<f64>> = configurations.iter().map(|_| Vec::new()).collect();
     for round in 1..=rounds {
         println!("bench: round {round} of {rounds}");
-        for (configuration, samples) in CONFIGURATIONS.iter().zip(&mut samples) {
-            let mut command = command(workspace, &leakmon, &victim, configuration);
-            command.args(["--tasks", &tasks_text]);
-            let truth = victims::run(&command).with_context(|| configuration.name.to_owned())?;
+        for (configuration, samples) in configurations.iter().zip(&mut samples) {
+            let truth =
+                victims::run(&(configuration.command)(&arguments)).with_context(|| configuration.name.clone())?;
             samples.push(truth.ns_per_task.context("the victim did not time itself")?);
         }
     }
-    let summaries = samples
-        .iter()
-        .map(|samples| Summary::of(samples))
-        .collect::<Option<Vec<_>>>();
-    let Some(summaries) = summaries else {
-        bail!("at least one round is needed")
-    };
-    println!(
-        "\nAdded cost a task: {tasks} tasks, {rounds} rounds, nanoseconds\n\n{}",
-        table(&summaries)
-    );
-    Ok(())
+    if rounds == 0 {
+        bail!("at least one round is needed");
+    }
+    let names: Vec<&str> = configurations.iter().map(|known| known.name.as_str()).collect();
+    Ok(format!(
+        "Added cost a task: {tasks} tasks, {rounds} rounds, nanoseconds of processor time in the watched program, medians\n\n{}",
+        table(&names, &samples)
+    ))
 }
 
-fn command(workspace: &Workspace, leakmon: &Path, victim: &Path, configuration: &Configuration) -> Command {
-    let Some(options) = configuration.options else {
-        return workspace.command(victim);
-    };
-    let mut command = workspace.command(leakmon);
-    command
-        .args(["run", "-o"])
-        .arg(workspace.target().join("bench-report"))
-        .args(options)
-        .arg("--")
-        .arg(victim);
-    command
+fn configurations(workspace: &Workspace) -> Result<Vec<Configuration>> {
+    let leakmon = victims::build_leakmon(workspace)?;
+    victims::build(workspace, Build::Release, Some(VICTIM))?;
+    let victim = Build::Release.example(workspace, VICTIM);
+    let mut configurations = vec![Configuration {
+        name: "alone".to_owned(),
+        command: direct(victim.clone()),
+    }];
+    for (name, options) in OWN {
+        let (leakmon, victim) = (leakmon.clone(), victim.clone());
+        let report = workspace.target().join("bench-report");
+        let command = move |arguments: &[&str]| {
+            let mut command = Command::new(&leakmon);
+            command.args(["run", "-o"]).arg(&report).args(options);
+            command.arg("--").arg(&victim).args(arguments);
+            command
+        };
+        configurations.push(Configuration {
+            name: name.to_owned(),
+            command: Box::new(command),
+        });
+    }
+    configurations.push(Configuration {
+        name: "console-subscriber compiled in".to_owned(),
+        command: direct(rivals::build_console(workspace)?),
+    });
+    match rivals::bpftrace(workspace, &victim)? {
+        Ok(command) => configurations.push(Configuration {
+            name: "a bpftrace script on function entries".to_owned(),
+            command,
+        }),
+        Err(reason) => println!("bench: no row for bpftrace: {reason}"),
+    }
+    Ok(configurations)
 }
 
-/// Rows in the order of [`CONFIGURATIONS`].
-fn table(summaries: &[Summary]) -> String {
-    let mut text = String::from("| configuration | ns a task | lowest | highest | added | added, of the floor |\n");
+fn direct(program: std::path::PathBuf) -> Runner {
+    Box::new(move |arguments| {
+        let mut command = Command::new(&program);
+        command.args(arguments);
+        command
+    })
+}
+
+/// One row a configuration; `samples` holds nanoseconds a task, by round, in the order of `names`.
+fn table(names: &[&str], samples: &[Vec<f64>]) -> String {
+    let mut text = String::from("| configuration | ns a task | added | lowest | highest | added, of the floor |\n");
     text.push_str("| --- | ---: | ---: | ---: | ---: | ---: |\n");
-    let alone = summaries.first().map_or(0.0, |summary| summary.median);
-    let floor = summaries.get(1).map_or(0.0, |summary| summary.median - alone);
-    for (configuration, Summary { median, low, high }) in CONFIGURATIONS.iter().zip(summaries) {
-        let added = median - alone;
-        let ratio = if floor > 0.0 {
-            format!("{:.2}", added / floor)
-        } else {
-            "–".to_owned()
+    let added = |index: usize| -> Vec<f64> {
+        let pairs = samples[index].iter().zip(&samples[ALONE]);
+        pairs.map(|(with, alone)| with - alone).collect()
+    };
+    for (index, name) in names.iter().enumerate() {
+        let (Some(whole), Some(cost)) = (Summary::of(&samples[index]), Summary::of(&added(index))) else {
+            continue;
         };
         // Writing to a string can't fail.
-        let _ = writeln!(
-            text,
-            "| {} | {median:.0} | {low:.0} | {high:.0} | {added:.0} | {ratio} |",
-            configuration.name
-        );
+        let _ = if index == ALONE {
+            writeln!(
+                text,
+                "| {name} | {:.0} | – | {:.0} | {:.0} | – |",
+                whole.median, whole.low, whole.high
+            )
+        } else {
+            let ratios: Vec<f64> = added(index)
+                .iter()
+                .zip(added(FLOOR))
+                .map(|(cost, floor)| cost / floor)
+                .collect();
+            let ratio = Summary::of(&ratios).map_or(f64::NAN, |ratio| ratio.median);
+            writeln!(
+                text,
+                "| {name} | {:.0} | {:.0} | {:.0} | {:.0} | {ratio:.2} |",
+                whole.median, cost.median, cost.low, cost.high
+            )
+        };
     }
     text
 }
@@ -119,21 +148,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_added_is_compared_with_the_floor() {
-        let flat = |median| Summary {
-            median,
-            low: median,
-            high: median,
-        };
-        let text = table(&[flat(500.0), flat(1500.0), flat(2000.0), flat(1800.0)]);
+    fn what_is_added_is_compared_with_the_floor_of_its_own_round() {
+        // The machine slows down by 500 in the second round, which changes nothing.
+        let samples = [
+            vec![500.0, 1000.0],
+            vec![1500.0, 2000.0],
+            vec![2000.0, 2700.0],
+            vec![1800.0, 2300.0],
+        ];
+        let text = table(&["alone", "floor", "leakmon", "without stacks"], &samples);
+        assert!(text.contains("| alone | 750 | – | 500 | 1000 | – |"), "{text}");
+        assert!(text.contains("| floor | 1750 | 1000 | 1000 | 1000 | 1.00 |"), "{text}");
         assert!(
-            text.contains("| two empty programs | 1500 | 1500 | 1500 | 1000 | 1.00 |"),
+            text.contains("| leakmon | 2350 | 1600 | 1500 | 1700 | 1.60 |"),
             "{text}"
         );
         assert!(
-            text.contains("| leakmon | 2000 | 2000 | 2000 | 1500 | 1.50 |"),
+            text.contains("| without stacks | 2050 | 1300 | 1300 | 1300 | 1.30 |"),
             "{text}"
         );
-        assert!(table(&[flat(500.0), flat(500.0)]).contains("–"));
     }
 }

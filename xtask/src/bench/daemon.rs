@@ -1,0 +1,184 @@
+//! What the daemon costs the host: its time by the rate of tasks, its memory by live tasks and by callsites.
+//!
+//! In: the victim `callsites`. Out: three tables. The victim's own cost is the subject of `tasks`, not of this file.
+
+use super::watched::{self, Watched};
+use crate::{
+    build_ebpf,
+    victims::{self, Build, Truth},
+    workspace::Workspace,
+};
+use anyhow::{Context as _, Result, bail};
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+const VICTIM: &str = "callsites";
+/// Tasks a second whose daemon is timed.
+const RATES: [u32; 3] = [1_000, 10_000, 100_000];
+/// Seconds of each rate.
+const RATE_SECONDS: u32 = 10;
+/// Callsites of the rates.
+const RATE_SITES: u32 = 100;
+const LIVE: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
+const SITES: [u32; 4] = [10, 100, 1_000, 10_000];
+/// How long the daemon may take to show what the victim knows.
+const AGREEMENT: Duration = Duration::from_secs(60);
+/// Sizes of a key and a value of `LIVE` (leakmon-ebpf/src/abi.rs).
+const LIVE_ENTRY: (u32, u32) = (16, 16);
+
+/// A victim and its daemon.
+struct Pair {
+    victim: Watched,
+    daemon: Watched,
+    address: String,
+}
+
+/// Runs all three and gives the tables.
+pub(super) fn run(workspace: &Workspace) -> Result<String> {
+    build_ebpf::run(workspace, false)?;
+    let leakmon = victims::build_leakmon(workspace)?;
+    victims::build(workspace, Build::Release, Some(VICTIM))?;
+    let programs = (leakmon, Build::Release.example(workspace, VICTIM));
+    Ok([rates(&programs)?, live(&programs)?, sites(&programs)?].join("\n"))
+}
+
+fn rates(programs: &(PathBuf, PathBuf)) -> Result<String> {
+    let mut text = format!(
+        "The daemon's time, {RATE_SITES} callsites\n\n| tasks a second | counted | of a processor |\n| ---: | ---: | ---: |\n"
+    );
+    for rate in RATES {
+        println!("bench: {rate} tasks a second for {RATE_SECONDS} s");
+        let arguments = [("rate", rate), ("sites", RATE_SITES), ("seconds", RATE_SECONDS)];
+        let mut pair = Pair::start(programs, &arguments)?;
+        pair.enter_second_phase()?;
+        let (cpu, started) = (watched::cpu(pair.daemon.tgid())?, Instant::now());
+        pair.victim.go_on()?;
+        let truth = Truth::parse(&pair.victim.line()?)?;
+        let busy = watched::cpu(pair.daemon.tgid())? - cpu;
+        let share = busy.as_secs_f64() / started.elapsed().as_secs_f64();
+        pair.agree(&truth)?;
+        // Writing to a string can't fail.
+        let _ = writeln!(
+            text,
+            "| {:.0} | {} | {:.2} % |",
+            truth.total.ended as f64 / f64::from(RATE_SECONDS),
+            truth.total.spawned,
+            share * 100.0
+        );
+    }
+    Ok(text)
+}
+
+fn live(programs: &(PathBuf, PathBuf)) -> Result<String> {
+    let mut text = String::from(
+        "Memory by live tasks, 100 callsites\n\n| live | daemon, MiB | `LIVE` in the kernel, MiB | bytes a live task |\n\
+         | ---: | ---: | ---: | ---: |\n",
+    );
+    for live in LIVE {
+        println!("bench: {live} live tasks");
+        let mut pair = Pair::start(programs, &[("live", live), ("sites", 100), ("rate", 0), ("seconds", 0)])?;
+        let map = |pair: &Pair| watched::map_bytes(pair.daemon.tgid(), LIVE_ENTRY.0, LIVE_ENTRY.1);
+        let empty = map(&pair)?;
+        pair.enter_second_phase()?;
+        pair.victim.go_on()?;
+        let truth = Truth::parse(&pair.victim.line()?)?;
+        pair.agree(&truth)?;
+        let full = map(&pair)?;
+        let _ = writeln!(
+            text,
+            "| {live} | {:.1} | {:.1} | {:.0} |",
+            mib(watched::anonymous_bytes(pair.daemon.tgid())?),
+            mib(full),
+            full.saturating_sub(empty) as f64 / f64::from(live)
+        );
+    }
+    Ok(text)
+}
+
+fn sites(programs: &(PathBuf, PathBuf)) -> Result<String> {
+    let mut text =
+        String::from("Memory by callsites, one live task each\n\n| callsites | daemon, MiB |\n| ---: | ---: |\n");
+    for sites in SITES {
+        println!("bench: {sites} callsites");
+        let mut pair = Pair::start(
+            programs,
+            &[("live", sites), ("sites", sites), ("rate", 0), ("seconds", 0)],
+        )?;
+        pair.enter_second_phase()?;
+        pair.victim.go_on()?;
+        let truth = Truth::parse(&pair.victim.line()?)?;
+        pair.agree(&truth)?;
+        let _ = writeln!(
+            text,
+            "| {sites} | {:.1} |",
+            mib(watched::anonymous_bytes(pair.daemon.tgid())?)
+        );
+    }
+    Ok(text)
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+impl Pair {
+    /// Starts both; the victim waits before its first phase and is being watched.
+    fn start((leakmon, victim): &(PathBuf, PathBuf), arguments: &[(&str, u32)]) -> Result<Self> {
+        let mut command = Command::new(victim);
+        command.arg("--wait");
+        for (name, number) in arguments {
+            command.arg(format!("--{name}")).arg(number.to_string());
+        }
+        let mut victim = Watched::victim(&mut command)?;
+        expect_ready(&mut victim)?;
+        let mut command = Command::new(leakmon);
+        command.args(["daemon", "--listen", "127.0.0.1:0", "-p", &victim.tgid().to_string()]);
+        let mut daemon = Watched::leakmon(&mut command)?;
+        let line = daemon.line_with("serving http://")?;
+        let address = line.rsplit("http://").next().unwrap_or_default();
+        let address = address.trim_end_matches('/').to_owned();
+        Ok(Self {
+            victim,
+            daemon,
+            address,
+        })
+    }
+
+    /// Lets the victim do its first phase.
+    fn enter_second_phase(&mut self) -> Result<()> {
+        self.victim.go_on()?;
+        expect_ready(&mut self.victim)
+    }
+
+    /// Waits until the daemon's report says what the victim knows of itself. The victim still runs.
+    fn agree(&mut self, truth: &Truth) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let report = super::http::get(&self.address, "/api/v1/report")?;
+            let report: serde_json::Value = serde_json::from_slice(&report).context("the daemon's report")?;
+            let task = &report["targets"][0]["task"];
+            // The workers are older than the attach.
+            let same = [("spawned", truth.total.spawned), ("live", truth.total.live)]
+                .iter()
+                .all(|(name, number)| task[name].as_u64() == Some(*number));
+            if same {
+                return Ok(());
+            }
+            if started.elapsed() > AGREEMENT {
+                bail!("the daemon counts {task}, the victim {:?}", truth.total);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn expect_ready(victim: &mut Watched) -> Result<()> {
+    match victim.line()?.as_str() {
+        "ready" => Ok(()),
+        other => bail!("the victim says {other:?} instead of being ready"),
+    }
+}

@@ -1,0 +1,114 @@
+//! What a user would pick instead of leakmon, on the same victim.
+//!
+//! In: the victim's source, and its release build. Out: the victim with console-subscriber compiled in, and a command that runs it
+//! under a bpftrace script. It measures nothing.
+
+use super::tasks::VICTIM;
+use crate::workspace::{self, Workspace};
+use anyhow::{Context as _, Result, bail};
+use object::{Object as _, ObjectSymbol as _};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The victim's package with console-subscriber. Its own workspace: `tokio_unstable` is for nobody else.
+const MANIFEST: &str = r#"# Written by `cargo xtask bench`; see xtask/src/bench/rivals.rs.
+[package]
+name = "console-victim"
+version = "0.0.0"
+edition = "2024"
+publish = false
+
+[dependencies]
+console-subscriber = "=0.5.0"
+nix = { version = "0.31", features = ["time"] }
+serde_json = "1"
+tokio = { version = "1", features = ["rt-multi-thread", "net", "io-util", "sync", "macros", "time", "tracing"] }
+
+[workspace]
+"#;
+
+/// Builds the victim as console-subscriber's documentation asks, and says where it is.
+pub(super) fn build_console(workspace: &Workspace) -> Result<PathBuf> {
+    let folder = workspace.target().join("bench/console");
+    let source = workspace
+        .root
+        .join("leakmon/examples")
+        .join(VICTIM)
+        .with_extension("rs");
+    let main = format!(
+        "#[path = {:?}]\nmod victim_program;\n\nfn main() -> std::io::Result<()> {{\n    console_subscriber::init();\n    \
+         victim_program::main()\n}}\n",
+        source.display().to_string()
+    );
+    let write = || {
+        fs::create_dir_all(folder.join("src"))?;
+        fs::write(folder.join("Cargo.toml"), MANIFEST)?;
+        fs::write(folder.join("src/main.rs"), main)
+    };
+    write().with_context(|| format!("can't write the package in {}", folder.display()))?;
+    let mut command = workspace.cargo();
+    command
+        .args(["build", "--release", "--quiet", "--manifest-path"])
+        .arg(folder.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(folder.join("target"))
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "--cfg tokio_unstable");
+    workspace::run(&mut command)?;
+    Ok(folder.join("target/release/console-victim"))
+}
+
+/// A way to run a program.
+pub(super) type Runner = Box<dyn Fn(&[&str]) -> Command>;
+
+/// Runs the victim under a script that keeps each live task's stack and a count by stack, as a user would write it: probes on the
+/// entries of the functions that bind and complete a task. The reason where that can't be done here.
+pub(super) fn bpftrace(workspace: &Workspace, victim: &Path) -> Result<std::result::Result<Runner, String>> {
+    let Some(program) = workspace::find_program("bpftrace") else {
+        return Ok(Err("it is not installed".to_owned()));
+    };
+    let script = workspace.target().join("bench/tasks.bt");
+    let text = script_for(victim)?;
+    fs::write(&script, text).with_context(|| format!("can't write {}", script.display()))?;
+    let folder = workspace.target().join("bench");
+    let victim = victim.to_owned();
+    Ok(Ok(Box::new(move |arguments| {
+        let mut command = Command::new("sh");
+        // It complains about each probe that it can't detach where tracefs is not mounted.
+        command
+            .args(["-c", "exec \"$@\" 2> \"$0\""])
+            .arg(folder.join("tasks.errors"));
+        let watched = format!("{} {}", victim.display(), arguments.join(" "));
+        command.arg(&program).arg("-o").arg(folder.join("tasks.out"));
+        command.args(["-c", &watched]).arg(&script);
+        command
+    })))
+}
+
+fn script_for(victim: &Path) -> Result<String> {
+    let bytes = fs::read(victim).with_context(|| format!("can't read {}", victim.display()))?;
+    let file = object::File::parse(&*bytes).with_context(|| format!("{}: no object file", victim.display()))?;
+    let probes = |parts: &[&str]| {
+        let names = file
+            .symbols()
+            .filter_map(|symbol| symbol.name().ok().map(str::to_owned));
+        let wanted = names.filter(|name| parts.iter().all(|part| name.contains(part)));
+        let probes = wanted.map(|name| format!("uprobe:{}:\"{name}\"", victim.display()));
+        probes.collect::<Vec<_>>().join(",\n")
+    };
+    // Header in rsi, and in rdi (tokio 1.54.1, `runtime/task/list.rs` and `runtime/task/harness.rs`).
+    let births = probes(&["OwnedTasks", "bind_inner"]);
+    let ends = probes(&["7harness", "Harness", "8complete"]);
+    if births.is_empty() || ends.is_empty() {
+        bail!("{}: no symbols of tokio's spawn and complete", victim.display());
+    }
+    let mut script = String::new();
+    // Writing to a string can't fail.
+    let _ = writeln!(script, "{births}\n{{ @stack[arg1] = ustack; @live[ustack]++; }}");
+    let _ = writeln!(script, "{ends}\n{{ @live[@stack[arg0]]--; delete(@stack[arg0]); }}");
+    Ok(script)
+}

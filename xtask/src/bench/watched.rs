@@ -1,0 +1,144 @@
+//! A victim that waits for orders, and the leakmon that watches it: what both benchmarks of running processes start.
+//!
+//! In: programs and their arguments. Out: processes that are ended when dropped, and what `/proc` says of them. It compares nothing.
+
+use anyhow::{Context as _, Result, bail};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write as _},
+    process::{Child, ChildStdin, Command, Stdio},
+    time::Duration,
+};
+
+/// A process with its input, and one of its outputs, in our hands. Ended when dropped, by SIGTERM.
+pub(super) struct Watched {
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: Box<dyn BufRead>,
+}
+
+impl Watched {
+    /// Starts a victim, which talks on its standard output.
+    pub(super) fn victim(command: &mut Command) -> Result<Self> {
+        let mut child = start(command.stdout(Stdio::piped()))?;
+        let lines = Box::new(BufReader::new(child.stdout.take().context("no output")?));
+        Ok(Self::new(child, lines))
+    }
+
+    /// Starts leakmon, which says on standard error what it does.
+    pub(super) fn leakmon(command: &mut Command) -> Result<Self> {
+        let mut child = start(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
+        let lines = Box::new(BufReader::new(child.stderr.take().context("no messages")?));
+        Ok(Self::new(child, lines))
+    }
+
+    fn new(mut child: Child, lines: Box<dyn BufRead>) -> Self {
+        let input = child.stdin.take();
+        Self { child, input, lines }
+    }
+
+    pub(super) fn tgid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line of its output.
+    pub(super) fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        if self.lines.read_line(&mut line)? == 0 {
+            bail!("the program ended: {}", self.child.wait()?);
+        }
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Gives it a line, which is what a victim waits for before its next phase.
+    pub(super) fn go_on(&mut self) -> Result<()> {
+        let input = self.input.as_mut().context("its input is closed")?;
+        input.write_all(b"\n")?;
+        Ok(input.flush()?)
+    }
+
+    /// Waits for a line that contains `word`, and gives it.
+    pub(super) fn line_with(&mut self, word: &str) -> Result<String> {
+        let mut line = self.line()?;
+        while !line.contains(word) {
+            line = self.line()?;
+        }
+        Ok(line)
+    }
+
+    /// Has it end as a user would, and waits until it has gone.
+    pub(super) fn end(&mut self) -> Result<()> {
+        drop(self.input.take());
+        let _gone = Command::new("kill").arg(self.child.id().to_string()).status();
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // What has ended already is not sent anything: its number may be another's.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ended = self.end();
+        }
+    }
+}
+
+fn start(command: &mut Command) -> Result<Child> {
+    command
+        .stdin(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("can't start {}", command.get_program().display()))
+}
+
+/// Time that all threads of a process have run so far (`/proc/PID/task/TID/schedstat`, first field, nanoseconds).
+pub(super) fn cpu(tgid: u32) -> Result<Duration> {
+    let folder = format!("/proc/{tgid}/task");
+    let mut ns = 0;
+    for thread in fs::read_dir(&folder).with_context(|| format!("can't read {folder}"))? {
+        // A thread that has gone meanwhile is none of those that work all the time.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else {
+            continue;
+        };
+        ns += text
+            .split_ascii_whitespace()
+            .next()
+            .unwrap_or_default()
+            .parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(ns))
+}
+
+/// Memory of a process that is not in files (`RssAnon` of `/proc/PID/status`), bytes.
+pub(super) fn anonymous_bytes(tgid: u32) -> Result<u64> {
+    let path = format!("/proc/{tgid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("can't read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line
+        .and_then(|line| line.trim().strip_suffix(" kB"))
+        .context("no RssAnon")?;
+    Ok(kib.trim().parse::<u64>()? * 1024)
+}
+
+/// Bytes of a process's BPF map with keys and values of these sizes (`memlock` in `/proc/PID/fdinfo/FD`).
+pub(super) fn map_bytes(tgid: u32, key_size: u32, value_size: u32) -> Result<u64> {
+    let folder = format!("/proc/{tgid}/fdinfo");
+    for entry in fs::read_dir(&folder).with_context(|| format!("can't read {folder}"))? {
+        let Ok(text) = fs::read_to_string(entry?.path()) else {
+            continue;
+        };
+        let field = |name: &str| -> Option<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim_start_matches(':').trim().parse().ok()
+        };
+        // A hash (`BPF_MAP_TYPE_HASH`, include/uapi/linux/bpf.h).
+        let wanted = [("map_type", 1), ("key_size", key_size), ("value_size", value_size)];
+        if wanted
+            .iter()
+            .all(|(name, value)| field(name) == Some(u64::from(*value)))
+        {
+            return field("memlock").context("a map without memlock");
+        }
+    }
+    bail!("process {tgid} has no such map")
+}
