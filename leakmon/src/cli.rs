@@ -34,6 +34,7 @@ pub enum Command {
     #[command(after_help = "Examples:
   leakmon run -- ./target/release/app --port 8080
   leakmon run --format json -o report.json -- ./target/release/app
+  leakmon run --fail-on-leak -- cargo test
 
 Without -o the report goes to stderr when the command has ended; its own input and output are left alone.")]
     Run(RunArgs),
@@ -94,6 +95,12 @@ pub struct ObserveArgs {
     /// Where the report goes
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Exits with 3 where a callsite leaks, or where a process ended and left most of a callsite's tasks behind
+    #[arg(long)]
+    pub fail_on_leak: bool,
+    /// Writes every birth and end to a file, as trace events that Perfetto shows
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Counts by probe site only, without walking stacks
     #[arg(long)]
     pub no_stacks: bool,
@@ -238,6 +245,7 @@ mod tests {
             "leakmon daemon --config /etc/leakmon/leakmon.toml",
             "leakmon daemon --exe /usr/bin/app --listen 127.0.0.1:0",
             "leakmon run --fail-on-leak -- cargo test",
+            "leakmon attach -p 1 --trace trace.json",
             "leakmon diff old.json new.json",
             "leakmon diff --format svg -o diff.svg --tolerance 5 old.json new.json",
             "leakmon probes app",

@@ -10,6 +10,7 @@ mod images;
 mod names;
 mod processes;
 mod publication;
+mod timeline;
 mod unwinding;
 mod watching;
 
@@ -34,6 +35,7 @@ use std::{
     pin::pin,
     time::{Duration, SystemTime},
 };
+use timeline::Timeline;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use unwinding::Unwinding;
 
@@ -63,6 +65,7 @@ pub struct Observer {
     unwinding: Unwinding,
     publisher: Option<Publisher>,
     pulse: Option<Pulse>,
+    timeline: Option<Timeline>,
     configured: Configured,
     began_ns: u64,
     events: [u64; Event::KINDS.len()],
@@ -94,6 +97,7 @@ impl Observer {
             analyst,
             publisher: None,
             pulse: None,
+            timeline: None,
             configured: Configured {
                 successful: true,
                 at: SystemTime::now(),
@@ -207,6 +211,9 @@ impl Observer {
         self.events[event.kind_index()] += 1;
         tracing::trace!(?event, "event");
         self.live.apply(event);
+        if let Some(timeline) = &mut self.timeline {
+            timeline.take(event);
+        }
         match *event {
             Event::Target { target, .. }
             | Event::Exec {

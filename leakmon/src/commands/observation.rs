@@ -1,19 +1,25 @@
 //! What `run` and `attach` do alike: the wait with its progress, and the report at its end.
 
-use super::Destination;
+use super::{
+    Destination,
+    progress::{REDRAW, Spinner, style},
+    say,
+};
 use crate::{
     cli::{FormatName, ObserveArgs},
     daemon::Observer,
-    export::{self, Format},
+    export::{self, Format, report::Report, trace},
     kernel::detach,
 };
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
-use std::{fs::OpenOptions, time::Duration};
+use indicatif::ProgressBar;
+use std::{
+    fs::{File, OpenOptions},
+    io::{BufWriter, Write},
+    path::Path,
+    time::Duration,
+};
 use tokio::time::{Instant, sleep_until};
-
-/// How often the progress line changes.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Ends after `duration`, or never without one, and shows on a terminal how long it has been.
 pub(super) fn progress(duration: Option<Duration>, what: &'static str) -> impl Future<Output = ()> {
@@ -29,7 +35,7 @@ pub(super) fn progress(duration: Option<Duration>, what: &'static str) -> impl F
         let bar = Cleared(bar);
         let end = duration.map(|duration| begin + duration);
         loop {
-            let next = Instant::now() + PROGRESS_INTERVAL;
+            let next = Instant::now() + REDRAW;
             sleep_until(end.map_or(next, |end| next.min(end))).await;
             bar.0.set_position(begin.elapsed().as_secs());
             if end.is_some_and(|end| Instant::now() >= end) {
@@ -47,26 +53,26 @@ impl Drop for Cleared {
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
-/// Refuses a report file that can't be written before there is a report to lose.
+/// Refuses files that can't be written before there is a report to lose.
 pub(super) fn check_output(args: &ObserveArgs) -> anyhow::Result<()> {
-    if let Some(path) = &args.output {
+    for path in [&args.output, &args.trace].into_iter().flatten() {
         let opened = OpenOptions::new().create(true).append(true).open(path);
         opened.with_context(|| format!("{}: the report can't be written there", path.display()))?;
     }
     Ok(())
 }
 
-/// Takes the last numbers, writes the report, and lets the probes go.
+/// Takes the last numbers, writes the report, and lets the probes go. Whether there is a leak that the user wanted to be
+/// told of.
 pub(super) async fn conclude(
     mut observer: Observer,
     args: &ObserveArgs,
     destination: Destination<'_>,
-) -> anyhow::Result<()> {
-    observer.finish().await?;
+) -> anyhow::Result<bool> {
+    {
+        let _naming = Spinner::new("finding the names of stacks");
+        observer.finish().await?;
+    }
     let report = observer.report();
     let format = match args.format {
         FormatName::Table => Format::Table,
@@ -76,6 +82,45 @@ pub(super) async fn conclude(
         FormatName::Svg => Format::Svg,
     };
     let written = destination.write(&export::render(format, &report, &destination.options()));
+    let traced = args
+        .trace
+        .as_deref()
+        .map_or(Ok(()), |path| write_trace(&observer, path));
     detach::in_background(observer.into_kernel());
-    written
+    written.and(traced)?;
+    Ok(args.fail_on_leak && tell_leaks(&report))
+}
+
+fn write_trace(observer: &Observer, path: &Path) -> anyhow::Result<()> {
+    let Some(kept) = observer.trace() else {
+        return Ok(());
+    };
+    if kept.lost > 0 {
+        tracing::warn!(
+            "{} births and ends are not in the trace: there was no room for them",
+            kept.lost
+        );
+    }
+    let _writing = Spinner::new("writing the trace");
+    let written = File::create(path).and_then(|file| {
+        let mut out = BufWriter::new(file);
+        trace::write(&kept, &mut out)?;
+        out.flush()
+    });
+    written.with_context(|| format!("{}: the trace can't be written", path.display()))
+}
+
+/// Says what leaks, if anything does: the report may be in a file.
+fn tell_leaks(report: &Report) -> bool {
+    let leaks: Vec<_> = report.leaks().collect();
+    if let Some(first) = leaks.first() {
+        let name = first.task_type.as_deref().or(first.location.function.as_deref());
+        let more = match leaks.len() {
+            1 => String::new(),
+            count => format!(", and {} more", count - 1),
+        };
+        let evidence = first.evidence.as_deref().unwrap_or_default();
+        say(&format!("leak: {}{more}: {evidence}", name.unwrap_or(&first.id)));
+    }
+    !leaks.is_empty()
 }

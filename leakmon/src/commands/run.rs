@@ -3,7 +3,7 @@
 //! The probes sit on the file before it is executed, so nothing is missed. The command's input and output are left alone;
 //! signals are passed on, and its exit code is leakmon's.
 
-use super::{Destination, Exit, Unprobeable, analyst, observation, settings};
+use super::{Destination, Exit, Unprobeable, analyst, observation, progress::Spinner, settings};
 use crate::{
     analysis::Analyst,
     cli::RunArgs,
@@ -48,8 +48,14 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     observation::check_output(&args.observe)?;
     let program = find(name)?;
     let analyst = analyst()?;
-    let (plan, file) = analyse(&analyst, &program)?;
+    let (plan, file) = {
+        let _scanning = Spinner::new("looking for probe sites");
+        analyse(&analyst, &program)?
+    };
     let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst)?;
+    if args.observe.trace.is_some() {
+        observer.keep_timeline();
+    }
     if let Some(path) = &args.observe.record {
         observer.record(path)?;
     }
@@ -81,8 +87,11 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
         None => wait(&mut child, &mut signals).await,
     };
     let status = status.context("the command's end can't be waited for")?;
-    written?;
-    Ok(Exit::Command(exit_code(status)))
+    let leaks = written?;
+    Ok(match exit_code(status) {
+        0 if leaks => Exit::Leak,
+        code => Exit::Command(code),
+    })
 }
 
 /// The file that the shell would execute for this name.

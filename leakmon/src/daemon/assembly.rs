@@ -14,7 +14,7 @@ use crate::{
         CallsiteReport, EntityCounts, Frame, Location, LossReport, Report, SCHEMA, SiteCounts, StackReport,
         StateCounts, TargetReport, TargetStatus, Verdict,
     },
-    live::{Live, StackCount, States, Target},
+    live::{Live, StackCount, States, Target, at_exit},
     symbols::{ResolvedFrame, callsite::CallsiteId, names::one_of},
 };
 use leakmon_ebpf::abi::{Loss, Role, TargetId};
@@ -46,6 +46,7 @@ impl Assembly<'_> {
             .groups()
             .into_iter()
             .map(|((target, id), entries)| self.callsite(target, id, &entries))
+            .map(|callsite| self.with_what_was_left(callsite))
             .collect();
         callsites.sort_by_key(|site| {
             (
@@ -111,6 +112,21 @@ impl Assembly<'_> {
             location: location.map(place).unwrap_or_default(),
             stacks: entries.iter().map(|entry| stack(entry, until_ns)).collect(),
         }
+    }
+
+    /// Adds what the end of its process says of a callsite that nothing worse is known of.
+    fn with_what_was_left(&self, mut callsite: CallsiteReport) -> CallsiteReport {
+        let ended =
+            |(id, target): (TargetId, &Target)| target_name(id) == callsite.target && target.exited_ns.is_some();
+        let undecided = callsite.verdict == Verdict::Unknown && callsite.kind != "thread";
+        if undecided
+            && self.live.targets().any(ended)
+            && let Some(evidence) = at_exit::suspicion(callsite.live, callsite.spawned, callsite.ended)
+        {
+            callsite.verdict = Verdict::Suspect;
+            callsite.evidence = Some(evidence);
+        }
+        callsite
     }
 
     fn targets(&self) -> Vec<TargetReport> {

@@ -11,6 +11,7 @@
 //! | `folded` | folded stacks for flame graphs |
 //! | `svg` | a flame graph |
 //! | `pprof` | a profile for `go tool pprof` and its like |
+//! | `trace` | births and ends over time, for Perfetto |
 //! | `comparison` | two reports compared, as a table, JSON or a flame graph |
 //! | `plan` | a probe plan as text |
 //! | `series`, `metrics` | the bounded choice of time series, and Prometheus text |
@@ -37,6 +38,7 @@ pub(crate) mod shorten;
 pub mod snapshot;
 pub mod svg;
 pub mod table;
+pub mod trace;
 
 use report::Report;
 

@@ -140,12 +140,14 @@ impl Builder {
             ));
         }
         // Tasks of which no stack is shown (`--no-stacks`, or counted later than the callsite).
-        let oldest = callsite.oldest_seconds.filter(|_| callsite.stacks.is_empty());
-        samples.extend(sample(
-            own.into_iter().chain(self.place(callsite)).collect(),
-            (live_left, nanoseconds(oldest), spawned_left),
-            &label,
-        ));
+        if live_left > 0 || spawned_left > 0 {
+            let oldest = callsite.oldest_seconds.filter(|_| callsite.stacks.is_empty());
+            samples.extend(sample(
+                own.into_iter().chain(self.place(callsite)).collect(),
+                (live_left, nanoseconds(oldest), spawned_left),
+                &label,
+            ));
+        }
     }
 
     fn labels(&mut self, callsite: &CallsiteReport, process: &str) -> Vec<Label> {

@@ -29,6 +29,21 @@ pub struct Report {
     pub loss: LossReport,
 }
 
+impl Report {
+    /// The callsites that `--fail-on-leak` fails on: leaks, and what a process that has ended is suspected of.
+    pub fn leaks(&self) -> impl Iterator<Item = &CallsiteReport> {
+        let ended = |callsite: &CallsiteReport| {
+            let mut targets = self.targets.iter();
+            targets.any(|target| target.id == callsite.target && target.exited)
+        };
+        self.callsites.iter().filter(move |callsite| match callsite.verdict {
+            Verdict::Leak => true,
+            Verdict::Suspect => ended(callsite),
+            Verdict::Unknown | Verdict::Steady => false,
+        })
+    }
+}
+
 /// One process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TargetReport {

@@ -3,6 +3,7 @@
 //! In: [`Event`]s, the kernel's counters, and a time. Out: what is live, per target and stack. Pure: no IO, no clock, no
 //! names. The kernel's counters are the truth; an event only brings them sooner.
 
+pub mod at_exit;
 mod states;
 
 pub use states::States;

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) struct Daemon {
     child: Child,
-    address: String,
+    pub(super) address: String,
     messages: BufReader<ChildStderr>,
 }
 
@@ -113,7 +113,7 @@ impl Drop for Daemon {
 
 /// The callsites of a process whose tasks are of the leaking type: their ids, and their counts together. More than one
 /// where the machine is busy, since stacks are cut short until the process's unwind tables are loaded.
-fn leaking(report: &Report, tgid: u32) -> (Vec<String>, Counts) {
+pub(super) fn leaking(report: &Report, tgid: u32) -> (Vec<String>, Counts) {
     let mut ids = Vec::new();
     let mut sum = Counts::default();
     for site in report.callsites().iter().filter(|site| site["pid"] == tgid) {

@@ -4,6 +4,7 @@
 //! BPF, or a victim is not built, a test is skipped by name and counted (see [`host`]).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod browser;
 mod counts;
 mod daemon;
 mod depth;
@@ -12,6 +13,8 @@ mod host;
 mod life;
 mod lines;
 mod observer;
+mod outputs;
+mod page;
 mod service;
 mod truth;
 mod victim;
