@@ -149,10 +149,8 @@ fn a_trace_has_every_birth_and_end() {
     let of_phase = |phase: &str| events.iter().filter(|event| event["ph"] == phase).count() as u64;
     assert_eq!(trace["otherData"]["lost_events"], 0);
     assert_eq!((of_phase("b"), of_phase("e")), (truth.spawned, truth.ended));
-    let counters = events.iter().filter(|event| event["ph"] == "C");
-    let leak = counters
-        .filter(|event| event["name"].as_str().unwrap().contains("handle_conn::"))
-        .next_back()
-        .unwrap();
+    let of_leak =
+        |event: &&serde_json::Value| event["ph"] == "C" && event["name"].as_str().unwrap().contains("handle_conn::");
+    let leak = events.iter().rfind(of_leak).unwrap();
     assert_eq!(leak["args"]["live"], 43);
 }
