@@ -57,27 +57,7 @@ fn the_page_shows_the_leak_of_a_live_victim() {
     let detail = browser.wait_for("document.querySelector('#detail-body ol')?.textContent");
     assert!(detail.as_str().unwrap().contains("accept_loop"), "{detail}");
 
-    // A search marks the function and says how many tasks are under it.
-    browser.enter("#search", "ACCEPT_LOOP");
-    browser.wait_for("document.querySelector('.frame.match')?.title.includes('accept_loop')");
-    let found = browser.value("document.getElementById('found').textContent");
-    assert!(
-        found
-            .as_str()
-            .unwrap()
-            .starts_with(&format!("{} live task", leak.live + 1)),
-        "{found}"
-    );
-    // The same key leaves the field, empties it, and brings everything back.
-    browser.enter("#search", "\u{e00c}");
-    browser.wait_for("!document.querySelector('.frame.match') && document.getElementById('search').value === ''");
-
-    // A click makes a frame as wide as the graph, and the button takes that back.
-    assert!(browser.value(ZOOMED).is_null());
-    browser.click(".frame.own[title*='accept_loop']");
-    browser.wait_for(&format!("{ZOOMED}?.title.includes('accept_loop')"));
-    browser.click("#unzoom");
-    browser.wait_for(&format!("!{ZOOMED} && document.getElementById('unzoom').disabled"));
+    search_and_zoom(&browser, leak.live);
 
     // Arrow keys choose the next callsite.
     browser.enter("#rows tr[aria-selected=true]", "\u{e015}");
@@ -101,6 +81,28 @@ fn the_page_shows_the_leak_of_a_live_victim() {
     );
     drop(victim);
     daemon.stop();
+}
+
+/// Searches for the function that spawns, and zooms into it.
+fn search_and_zoom(browser: &Browser, live: u64) {
+    // A search marks the function and says how many tasks are under it.
+    browser.enter("#search", "ACCEPT_LOOP");
+    browser.wait_for("document.querySelector('.frame.match')?.title.includes('accept_loop')");
+    let found = browser.value("document.getElementById('found').textContent");
+    assert!(
+        found.as_str().unwrap().starts_with(&format!("{} live task", live + 1)),
+        "{found}"
+    );
+    // The same key leaves the field, empties it, and brings everything back.
+    browser.enter("#search", "\u{e00c}");
+    browser.wait_for("!document.querySelector('.frame.match') && document.getElementById('search').value === ''");
+
+    // A click makes a frame as wide as the graph, and the button takes that back.
+    assert!(browser.value(ZOOMED).is_null());
+    browser.click(".frame.own[title*='accept_loop']");
+    browser.wait_for(&format!("{ZOOMED}?.title.includes('accept_loop')"));
+    browser.click("#unzoom");
+    browser.wait_for(&format!("!{ZOOMED} && document.getElementById('unzoom').disabled"));
 }
 
 #[test]
