@@ -29,6 +29,17 @@ pub const RING_BYTES: u32 = 1 << 20;
 /// A callsite that changes is reported at most once in this time.
 pub const REPORT_INTERVAL_NS: u64 = 100_000_000;
 
+/// Hits of a target are counted over this time and compared with the bound on its rate.
+pub const RATE_WINDOW_NS: u64 = 1_000_000_000;
+/// Hits that a target may have in a second, unless configured otherwise. A hit costs 0.7 µs or more, so beyond this leakmon
+/// alone keeps most of a processor busy.
+pub const HITS_PER_SECOND_MAX: u64 = 1_000_000;
+/// How long a target that had more hits is paused, unless configured otherwise.
+pub const PAUSE_NS: u64 = 10_000_000_000;
+
+/// Key, in place of a stack's, of threads that were there before their process was looked at, its first one included.
+pub const EARLIER_THREADS: u64 = 1;
+
 /// Flag of a process in `WATCHED`: its descendants are watched too.
 pub const FOLLOW: u32 = 1;
 /// Flag of a process in `WATCHED`: it stops at its entry point until user space lets it go. Not passed on.
@@ -74,6 +85,8 @@ pub enum Kind {
     Local = 1,
     /// `spawn_blocking`.
     Blocking = 2,
+    /// A thread of the operating system, whoever started it.
+    Thread = 3,
 }
 
 /// All that a BPF program must know of the site it was attached to, in 64 bits.
@@ -96,6 +109,15 @@ impl Cookie {
     /// Image numbers are below this.
     pub const IMAGES_MAX: u32 = 1 << 16;
     const EVERY_PROCESS: u64 = 1 << 14;
+    /// Stands in for a birth site where a thread is started, which is no site of an image.
+    pub const THREAD: Self = Self::new(
+        0,
+        Role::Birth,
+        Condition::Always,
+        Kind::Thread,
+        Self::SITES_MAX - 1,
+        Self::IMAGES_MAX - 1,
+    );
 
     /// Packs the fields; what exceeds its bits is cut off, so callers check `site` and `image` against the bounds.
     #[must_use]
@@ -146,6 +168,12 @@ impl Cookie {
         (self.0 >> 11 & 7) as u8
     }
 
+    /// Whether what is counted is a thread.
+    #[must_use]
+    pub const fn is_thread(self) -> bool {
+        self.kind() == Kind::Thread as u8
+    }
+
     /// Index of the site in its image's plan.
     #[must_use]
     pub const fn site(self) -> u32 {
@@ -193,12 +221,32 @@ macro_rules! layout {
 }
 
 layout! {
-    /// Key of `LIVE`: one task.
+    /// Key of `LIVE`: one task or thread.
     pub struct LiveKey {
         /// [`TargetId`].
         pub target: u64,
-        /// Address of the task's header in the target.
+        /// Address of the task's header in the target; of a thread its tid with the highest bit set, which no address of
+        /// a process has.
         pub header: u64,
+    }
+}
+
+impl LiveKey {
+    const THREAD: u64 = 1 << 63;
+
+    /// The key of a thread.
+    #[must_use]
+    pub const fn thread(target: u64, tid: u32) -> Self {
+        Self {
+            target,
+            header: Self::THREAD | tid as u64,
+        }
+    }
+
+    /// Whether it is a thread's.
+    #[must_use]
+    pub const fn is_thread(&self) -> bool {
+        self.header & Self::THREAD != 0
     }
 }
 
@@ -311,73 +359,55 @@ layout! {
         pub since_ns: u64,
         /// When user space was last asked to look at its mappings.
         pub asked_ns: u64,
+        /// When `hits` began to be counted.
+        pub window_ns: u64,
+        /// Hits since then; several processors may lose a few.
+        pub hits: u64,
+        /// Births before this time are not tracked, since there were too many hits.
+        pub paused_until_ns: u64,
+        /// 1 where the process was seen at its entry point: no task of it is older than what is counted.
+        pub whole: u64,
+    }
+}
+
+impl TargetEntry {
+    /// An entry of a target that has not been hit.
+    #[must_use]
+    pub const fn new(target: TargetId, since_ns: u64) -> Self {
+        Self {
+            target: target.0,
+            since_ns,
+            asked_ns: 0,
+            window_ns: since_ns,
+            hits: 0,
+            paused_until_ns: 0,
+            whole: 0,
+        }
     }
 }
 
 layout! {
     /// Value of `TOTALS` (key: [`TargetId`]): what is counted per target and not per stack.
     pub struct Totals {
-        /// Ends of tasks whose birth was not counted (older than the attach, or untracked).
+        /// Ends of tasks whose birth was not seen: older than the attach, as far as can be known.
         pub unmatched_ends: u64,
         /// Births at an address whose task had not ended; the older task counts as ended.
         pub replaced: u64,
-        /// Births that were not counted because a table was full.
+        /// Births that were seen but not counted: a table was full, or the target was paused.
         pub untracked: u64,
+        /// Ends of such tasks, where they can't be taken for others: in a target that was seen at its entry point.
+        pub untracked_ends: u64,
     }
 }
 
-/// What went wrong in a program; index into `LOSS`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u32)]
-pub enum Loss {
-    /// An event found no room in the ring.
-    RingFull = 0,
-    /// `LIVE` was full: the birth is untracked.
-    LiveFull = 1,
-    /// `STACKS` was full: the birth is counted under its site alone.
-    StacksFull = 2,
-    /// `COUNTS` was full: the birth is untracked.
-    CountsFull = 3,
-    /// `TARGETS` or `TOTALS` was full: the hit is not counted at all.
-    TargetsFull = 4,
-    /// No scratch memory was free on this processor: the stack has the site alone.
-    ScratchBusy = 5,
-    /// A walk ended where a frame pointer led nowhere.
-    WalkFramePointer = 6,
-    /// A walk could not read the stack.
-    WalkBadRead = 7,
-    /// A walk had more than [`FRAMES_MAX`] frames.
-    WalkTooDeep = 8,
-    /// A walk met code without a table.
-    WalkNoTable = 9,
-    /// A walk met a rule that can't be expressed.
-    WalkUnsupported = 10,
-}
-
-impl Loss {
-    /// All reasons, in index order.
-    pub const ALL: [Self; 11] = [
-        Self::RingFull,
-        Self::LiveFull,
-        Self::StacksFull,
-        Self::CountsFull,
-        Self::TargetsFull,
-        Self::ScratchBusy,
-        Self::WalkFramePointer,
-        Self::WalkBadRead,
-        Self::WalkTooDeep,
-        Self::WalkNoTable,
-        Self::WalkUnsupported,
-    ];
-
-    /// Reasons for which a walk ends before the thread's start; the stack is stored as far as it is known.
-    pub const WALKS: [Self; 5] = [
-        Self::WalkFramePointer,
-        Self::WalkBadRead,
-        Self::WalkTooDeep,
-        Self::WalkNoTable,
-        Self::WalkUnsupported,
-    ];
+impl Totals {
+    /// Nothing counted.
+    pub const NONE: Self = Self {
+        unmatched_ends: 0,
+        replaced: 0,
+        untracked: 0,
+        untracked_ends: 0,
+    };
 }
 
 /// What a [`Record`] tells.
@@ -405,6 +435,8 @@ pub enum RecordKind {
     Miss = 8,
     /// A command stands at its entry point, stopped, until its tables are loaded: `target`.
     Held = 9,
+    /// A target had too many hits: `target`, `first` the time until which its births are not tracked.
+    Paused = 10,
 }
 
 layout! {
@@ -427,64 +459,8 @@ layout! {
     }
 }
 
+mod loss;
+pub use loss::Loss;
+
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cookie_gives_back_what_it_was_made_of() {
-        for (register, role, condition, kind, site, image) in [
-            (0, Role::Birth, Condition::Always, Kind::Task, 0, 0),
-            (
-                15,
-                Role::End,
-                Condition::ZeroSet,
-                Kind::Blocking,
-                Cookie::SITES_MAX - 1,
-                Cookie::IMAGES_MAX - 1,
-            ),
-            (31, Role::Birth, Condition::ZeroClear, Kind::Local, 77, 3),
-            (7, Role::Freed, Condition::Always, Kind::Task, 78, 3),
-        ] {
-            for every in [false, true] {
-                let mut cookie = Cookie::new(register, role, condition, kind, site, image);
-                if every {
-                    cookie = cookie.for_every_process();
-                }
-                assert_eq!(cookie.register(), register);
-                assert_eq!(cookie.role(), role as u8);
-                assert_eq!(cookie.condition(), condition as u8);
-                assert_eq!(cookie.kind(), kind as u8);
-                assert_eq!(cookie.site(), site);
-                assert_eq!(cookie.image(), image);
-                assert_eq!(cookie.is_for_every_process(), every);
-            }
-        }
-    }
-
-    #[test]
-    fn ages_are_told_apart_at_powers_of_four_seconds() {
-        assert_eq!(age_class(0), 0);
-        for class in 1..AGE_CLASSES as u32 {
-            let bound_ns = 1_000_000_000 * 4_u64.pow(class - 1);
-            assert_eq!((age_class(bound_ns - 1), age_class(bound_ns)), (class - 1, class));
-        }
-        assert_eq!(age_class(u64::MAX) as usize, AGE_CLASSES - 1);
-    }
-
-    #[test]
-    fn targets_of_one_process_differ_by_time() {
-        let first = TargetId::new(4_194_303, 1_000_000);
-        let second = TargetId::new(4_194_303, 1_000_001);
-        assert_ne!(first, second);
-        assert_eq!(first.tgid(), 4_194_303);
-        assert_eq!(second.tgid(), 4_194_303);
-    }
-
-    #[test]
-    fn loss_reasons_are_indices() {
-        for (index, loss) in Loss::ALL.iter().enumerate() {
-            assert_eq!(*loss as usize, index);
-        }
-    }
-}
+mod tests;

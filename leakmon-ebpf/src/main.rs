@@ -26,6 +26,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod memo;
 #[cfg(target_arch = "bpf")]
+mod process;
+#[cfg(target_arch = "bpf")]
 mod registers;
 #[cfg(target_arch = "bpf")]
 mod sweep;
@@ -60,7 +62,7 @@ mod programs {
     /// A process stands at its entry point.
     #[uprobe]
     pub fn process_entry(ctx: ProbeContext) -> u32 {
-        crate::thread::entry(&ctx)
+        crate::process::entry(&ctx)
     }
 
     /// Does nothing: the floor of what a probe costs, for the benchmarks.
@@ -72,19 +74,25 @@ mod programs {
     /// `task_newtask(struct task_struct *task, u64 clone_flags)`.
     #[raw_tracepoint]
     pub fn process_fork(ctx: RawTracePointContext) -> i32 {
-        crate::thread::fork(&ctx)
+        crate::process::fork(&ctx)
     }
 
     /// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`.
     #[raw_tracepoint]
     pub fn process_exec(ctx: RawTracePointContext) -> i32 {
-        crate::thread::exec(&ctx)
+        crate::process::exec(&ctx)
     }
 
     /// `sched_process_exit(struct task_struct *p, …)`.
     #[raw_tracepoint]
     pub fn process_exit(ctx: RawTracePointContext) -> i32 {
-        crate::thread::exit(&ctx)
+        crate::process::exit(&ctx)
+    }
+
+    /// Run by user space, attached to nothing: a thread that was there before its process was a target, or that has gone.
+    #[raw_tracepoint]
+    pub fn thread_found(ctx: RawTracePointContext) -> i32 {
+        crate::thread::found(&ctx)
     }
 
     /// Run by user space, attached to nothing: finds the oldest task of every stack and drops the tasks of dead targets.

@@ -20,7 +20,7 @@ use leakmon_ebpf::{
     step::Walk,
 };
 
-/// Live tasks. 80 bytes an entry in use, 16 bytes an entry of capacity for the buckets. Full: the birth is not
+/// Live tasks and threads. 80 bytes an entry in use, 16 bytes an entry of capacity for the buckets. Full: the birth is not
 /// counted (`untracked`), and nothing that is already counted becomes wrong.
 #[map]
 pub static LIVE: HashMap<LiveKey, LiveValue> = HashMap::with_max_entries(LIVE_ENTRIES_MAX, BPF_F_NO_PREALLOC);
@@ -140,13 +140,25 @@ static TRACE: u32 = 0;
 #[unsafe(no_mangle)]
 static DEBUG: u32 = 0;
 
+/// Hits that a target may have in a second before it is paused, and for how long; 0 pauses nobody. Set before loading.
+#[unsafe(no_mangle)]
+static HITS_PER_SECOND_MAX: u64 = leakmon_ebpf::abi::HITS_PER_SECOND_MAX;
+#[unsafe(no_mangle)]
+static PAUSE_NS: u64 = leakmon_ebpf::abi::PAUSE_NS;
+
 /// Offsets in the running kernel's structures, from its BTF; set before loading.
 #[unsafe(no_mangle)]
 static TASK_TGID_OFFSET: u64 = 0;
 #[unsafe(no_mangle)]
+static TASK_PID_OFFSET: u64 = 0;
+#[unsafe(no_mangle)]
 static TASK_SIGNAL_OFFSET: u64 = 0;
 #[unsafe(no_mangle)]
 static SIGNAL_LIVE_OFFSET: u64 = 0;
+#[unsafe(no_mangle)]
+static SIGNAL_FLAGS_OFFSET: u64 = 0;
+#[unsafe(no_mangle)]
+static SIGNAL_EXEC_OFFSET: u64 = 0;
 
 macro_rules! setting {
     ($(#[$doc:meta])* $name:ident: $type:ty = $global:ident) => {
@@ -162,6 +174,11 @@ setting!(walk_stacks: u32 = WALK_STACKS);
 setting!(remember_walks: u32 = REMEMBER_WALKS);
 setting!(trace: u32 = TRACE);
 setting!(debug: u32 = DEBUG);
+setting!(hits_per_second_max: u64 = HITS_PER_SECOND_MAX);
+setting!(pause_ns: u64 = PAUSE_NS);
 setting!(task_tgid_offset: u64 = TASK_TGID_OFFSET);
+setting!(task_pid_offset: u64 = TASK_PID_OFFSET);
 setting!(task_signal_offset: u64 = TASK_SIGNAL_OFFSET);
 setting!(signal_live_offset: u64 = SIGNAL_LIVE_OFFSET);
+setting!(signal_flags_offset: u64 = SIGNAL_FLAGS_OFFSET);
+setting!(signal_exec_offset: u64 = SIGNAL_EXEC_OFFSET);

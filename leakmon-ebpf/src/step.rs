@@ -86,6 +86,8 @@ pub struct Walk {
     pub by_frame_pointer: u32,
     /// [`WalkEnd`], once a step has returned `false`.
     pub end: u32,
+    /// Not zero where the walk begins behind a system call instruction.
+    pub in_system_call: u32,
 }
 
 impl Walk {
@@ -109,6 +111,7 @@ impl Walk {
             adjust: 0,
             by_frame_pointer: 0,
             end: WalkEnd::TooDeep as u32,
+            in_system_call: 0,
         }
     }
 
@@ -141,6 +144,7 @@ pub fn step<S: Source>(walk: &mut Walk, source: &mut S) -> bool {
     let address = walk.pc.wrapping_sub(u64::from(walk.adjust));
     match find(walk, source, address) {
         Some(row) if row.kind != kind::NONE => leave(walk, source, address, row),
+        _ if index == 0 && walk.in_system_call != 0 => leave_system_call(walk, source),
         _ => leave_by_frame_pointer(walk, source),
     }
 }
@@ -271,6 +275,20 @@ fn use_frame_pointer<S: Source>(walk: &Walk, source: &mut S) {
     } else if walk.bp_place != NOWHERE {
         source.depend(walk.bp_place, walk.bp);
     }
+}
+
+/// Moves to the caller of the function that made a system call, where no table covers it. C libraries end the unwind
+/// information of `clone3` and `clone` before the system call, since the child has another stack behind it; what follows in the
+/// parent is a plain `ret` (glibc 2.36, `sysdeps/unix/sysv/linux/x86_64/clone{,3}.S`; musl 1.2, `src/thread/x86_64/clone.s`).
+#[inline(always)]
+fn leave_system_call<S: Source>(walk: &mut Walk, source: &mut S) -> bool {
+    let Some(return_address) = source.word(walk.sp) else {
+        return walk.stop(WalkEnd::BadRead);
+    };
+    if !(CODE_MIN..CODE_MAX).contains(&return_address) {
+        return walk.stop(WalkEnd::NoTable);
+    }
+    walk.go_on(return_address, walk.sp.wrapping_add(8), 1)
 }
 
 /// Moves to the caller by the chain of frame pointers, where no table covers the address.

@@ -6,7 +6,9 @@
 use crate::{
     atomic, emit,
     maps::{COUNTS, LIVE, trace},
-    registers, target, unwind,
+    registers,
+    target::{self, Current},
+    unwind,
 };
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -15,69 +17,134 @@ use aya_ebpf::{
 };
 use leakmon_ebpf::abi::{Cookie, CountKey, CountValue, LiveKey, LiveValue, Loss, REPORT_INTERVAL_NS, RecordKind, Role};
 
-/// A birth site was hit.
+/// A hit that counts.
+struct Hit {
+    cookie: Cookie,
+    key: LiveKey,
+    now_ns: u64,
+    current: Current,
+}
+
+/// What a hit means; `None` where it does not count.
 #[inline(always)]
-pub fn birth(ctx: &ProbeContext) -> u32 {
+fn hit(ctx: &ProbeContext) -> Option<Hit> {
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
     if !registers::counts(ctx, cookie) {
-        return 0;
+        return None;
     }
     let header = registers::header(ctx, cookie);
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(target) = target::current(cookie, now_ns) else {
+    let current = target::current(cookie, now_ns)?;
+    let key = LiveKey {
+        target: current.target,
+        header,
+    };
+    Some(Hit {
+        cookie,
+        key,
+        now_ns,
+        current,
+    })
+}
+
+/// A birth site was hit.
+#[inline(always)]
+pub fn birth(ctx: &ProbeContext) -> u32 {
+    let Some(Hit {
+        cookie,
+        key,
+        now_ns,
+        current,
+    }) = hit(ctx)
+    else {
         return 0;
     };
-    let stack = unwind::stack(ctx, cookie, target, now_ns);
-    let key = LiveKey { target, header };
-    let value = LiveValue { stack, born_ns: now_ns };
-    if LIVE.insert(key, value, u64::from(BPF_NOEXIST)).is_err() && !replace(key, value, now_ns) {
-        emit::lose(Loss::LiveFull);
-        target::count_untracked(target);
+    if target::pay(current, now_ns) {
+        // Ends go on being seen, so what is tracked stays right. Whoever was here before has gone without one.
+        close_old(key, now_ns);
+        target::count_untracked(current.target, Loss::Paused);
         return 0;
     }
-    let count_key = CountKey { target, stack };
-    if !count_birth(count_key, cookie, now_ns) {
-        let _gone = LIVE.remove(key);
-        emit::lose(Loss::CountsFull);
-        target::count_untracked(target);
-        return 0;
-    }
-    if trace() != 0 {
-        emit::emit(RecordKind::Birth, now_ns, target, stack, header, 0);
-    }
+    let stack = unwind::at_site(ctx, cookie, current, now_ns);
+    track(key, stack, cookie, now_ns);
     0
 }
 
 /// An end site was hit, or one that frees a task.
 #[inline(always)]
 pub fn end(ctx: &ProbeContext) -> u32 {
-    let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
-    if !registers::counts(ctx, cookie) {
-        return 0;
-    }
-    let header = registers::header(ctx, cookie);
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(target) = target::current(cookie, now_ns) else {
+    let Some(Hit {
+        cookie,
+        key,
+        now_ns,
+        current,
+    }) = hit(ctx)
+    else {
         return 0;
     };
-    let key = LiveKey { target, header };
+    target::pay(current, now_ns);
+    // A completed task is freed later, which says nothing new.
+    if !untrack(key, now_ns) && cookie.role() != Role::Freed as u8 {
+        target::count_unmatched_end(current);
+    }
+    0
+}
+
+/// Puts a task or thread into `LIVE` and counts its birth.
+#[inline(always)]
+pub fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
+    let value = LiveValue { stack, born_ns: now_ns };
+    if LIVE.insert(key, value, u64::from(BPF_NOEXIST)).is_err() && !replace(key, value, now_ns) {
+        target::count_untracked(key.target, Loss::LiveFull);
+        return;
+    }
+    let count_key = CountKey {
+        target: key.target,
+        stack,
+    };
+    if !count_birth(count_key, cookie, now_ns) {
+        let _gone = LIVE.remove(key);
+        target::count_untracked(key.target, Loss::CountsFull);
+        return;
+    }
+    if trace() != 0 {
+        emit::emit(RecordKind::Birth, now_ns, key.target, stack, key.header, 0);
+    }
+}
+
+/// Whether a task or thread is in `LIVE`.
+#[inline(always)]
+pub fn is_tracked(key: LiveKey) -> bool {
+    LIVE.get_ptr(key).is_some()
+}
+
+/// Takes a task or thread out of `LIVE` and counts its end. False where it was not there.
+#[inline(always)]
+pub fn untrack(key: LiveKey, now_ns: u64) -> bool {
     let Some(live) = LIVE.get_ptr(key) else {
-        // A completed task is freed later, which says nothing new.
-        if cookie.role() != Role::Freed as u8 {
-            target::count_unmatched_end(target);
-        }
-        return 0;
+        return false;
     };
     let stack = unsafe { (*live).stack };
     if LIVE.remove(key).is_err() {
-        target::count_unmatched_end(target);
-        return 0;
+        return false;
     }
-    count_end(CountKey { target, stack }, now_ns);
+    let count_key = CountKey {
+        target: key.target,
+        stack,
+    };
+    count_end(count_key, now_ns);
     if trace() != 0 {
-        emit::emit(RecordKind::End, now_ns, target, stack, header, 0);
+        emit::emit(RecordKind::End, now_ns, key.target, stack, key.header, 0);
     }
-    0
+    true
+}
+
+/// Closes the task that was born at the same address, where there is one.
+#[inline(always)]
+fn close_old(key: LiveKey, now_ns: u64) {
+    if untrack(key, now_ns) {
+        target::count_replaced(key.target);
+    }
 }
 
 /// Closes the task that was born at the same address and never seen to end (a blocking task dropped unrun is freed

@@ -1,123 +1,101 @@
-//! Life and death of processes: fork, exec, exit.
+//! Threads: started, ended, and those that were there before.
 //!
-//! In: the kernel's tracepoints. Out: entries of `TARGETS` and `WATCHED`, and an event each. Only processes that are
-//! watched, or were hit, are looked at.
+//! In: the kernel's tracepoints, and threads that user space found in `/proc`. Out: entries of `LIVE` and `COUNTS` like those of
+//! tasks, under keys that no task has. Only threads of targets are looked at.
 
 use crate::{
-    emit,
-    maps::{MAPPINGS, TARGETS, WATCHED, debug, signal_live_offset, task_signal_offset, task_tgid_offset},
-    target,
+    maps::{signal_exec_offset, signal_flags_offset, task_pid_offset},
+    target::{self, Current},
+    task,
+    unwind::{self, Registers},
 };
 use aya_ebpf::{
-    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns, bpf_probe_read_kernel, generated::bpf_send_signal},
-    programs::{ProbeContext, RawTracePointContext},
+    bindings::{pt_regs, task_struct},
+    helpers::{
+        bpf_ktime_get_ns, bpf_probe_read_kernel,
+        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    },
+    programs::RawTracePointContext,
 };
-use aya_log_ebpf::info;
-use leakmon_ebpf::abi::{Cookie, FOLLOW, HOLD, HOLD_CHILDREN, RecordKind};
+use core::mem::offset_of;
+use leakmon_ebpf::abi::{Cookie, EARLIER_THREADS, LiveKey, TargetId};
 
-/// `SIGSTOP` on x86-64 (`arch/x86/include/uapi/asm/signal.h`).
-const SIGSTOP: u32 = 19;
+/// `SIGNAL_GROUP_EXIT` (`include/linux/sched/signal.h`): all threads of the process are ending.
+const SIGNAL_GROUP_EXIT: u32 = 4;
 
-/// `CLONE_THREAD` (`include/uapi/linux/sched.h`): the new task is a thread of the same process.
-const CLONE_THREAD: u64 = 0x0001_0000;
-
-/// A new process of a followed one is watched too.
+/// A target has a new thread; the current one starts it, by a system call whose registers are on its kernel stack.
 #[inline(always)]
-pub fn fork(ctx: &RawTracePointContext) -> i32 {
-    let Some(flags) = WATCHED.get_ptr(target::tgid()) else {
-        return 0;
+pub fn started(ctx: &RawTracePointContext, current: Current) {
+    let Some(tid) = tid(ctx.arg(0)) else {
+        return;
     };
-    let flags = unsafe { *flags };
-    if flags & FOLLOW == 0 || ctx.arg::<u64>(1) & CLONE_THREAD != 0 {
-        return 0;
-    }
-    let task: u64 = ctx.arg(0);
-    let Ok(child) = (unsafe { bpf_probe_read_kernel((task + task_tgid_offset()) as *const u32) }) else {
-        return 0;
-    };
-    let held = if flags & HOLD_CHILDREN != 0 { HOLD } else { 0 };
-    let _full = WATCHED.insert(child, FOLLOW | held, 0);
-    emit::emit(
-        RecordKind::Fork,
-        unsafe { bpf_ktime_get_ns() },
-        0,
-        0,
-        u64::from(child),
-        0,
-    );
-    0
-}
-
-/// The process runs another program from now on: it is another target.
-#[inline(always)]
-pub fn exec(ctx: &RawTracePointContext) -> i32 {
-    let tgid = target::tgid();
-    let before = match TARGETS.get_ptr(tgid) {
-        Some(entry) => unsafe { (*entry).target },
-        None => 0,
-    };
-    if before == 0 && WATCHED.get_ptr(tgid).is_none() {
-        return 0;
-    }
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let _none = TARGETS.remove(tgid);
-    let _stale = MAPPINGS.remove(tgid);
-    let now = target::begin(tgid, now_ns).unwrap_or(0);
-    emit::emit(RecordKind::Exec, now_ns, now, 0, before, u64::from(tgid));
-    if debug() != 0 {
-        info!(ctx, "exec: process {} is target {:x}", tgid, now);
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf().cast::<task_struct>()) } as u64;
+    let word = |offset: usize| unsafe { bpf_probe_read_kernel((registers + offset as u64) as *const u64) };
+    let (Ok(pc), Ok(sp), Ok(bp)) = (
+        word(offset_of!(pt_regs, rip)),
+        word(offset_of!(pt_regs, rsp)),
+        word(offset_of!(pt_regs, rbp)),
+    ) else {
+        return;
+    };
+    let registers = Registers {
+        pc,
+        sp,
+        bp,
+        in_system_call: 1,
+    };
+    let stack = unwind::stack(registers, Cookie::THREAD, current, now_ns);
+    let key = LiveKey::thread(current.target, tid);
+    task::track(key, stack, Cookie::THREAD, now_ns);
+}
+
+/// A thread of a target ends by itself. One that goes with its whole process was alive when that ended, as its tasks were.
+#[inline(always)]
+pub fn ended(task: u64, signal: u64, target: u64) {
+    if is_process_ending(signal) {
+        return;
+    }
+    if let Some(tid) = tid(task) {
+        let _not_known = task::untrack(LiveKey::thread(target, tid), unsafe { bpf_ktime_get_ns() });
+    }
+}
+
+/// The process has one thread, which was not started by one of its own.
+#[inline(always)]
+pub fn begin_with_first(current: Current, now_ns: u64) {
+    let key = LiveKey::thread(current.target, current.tgid);
+    task::track(key, EARLIER_THREADS, Cookie::THREAD, now_ns);
+}
+
+/// User space found a thread in `/proc` (`found` 1), or found that one has gone (0). Arguments: target, tid, when it was
+/// started, `found`. One that is known already is left alone.
+#[inline(always)]
+pub fn found(ctx: &RawTracePointContext) -> i32 {
+    let (target, tid, born_ns, found): (u64, u64, u64, u64) = (ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(3));
+    let key = LiveKey::thread(target, tid as u32);
+    let still_that = target::known(TargetId(target).tgid()).is_some_and(|known| known.target == target);
+    if !still_that {
+        return 0;
+    }
+    if found == 0 {
+        let _not_known = task::untrack(key, unsafe { bpf_ktime_get_ns() });
+    } else if !task::is_tracked(key) {
+        task::track(key, EARLIER_THREADS, Cookie::THREAD, born_ns);
     }
     0
 }
 
-/// A process stands at its entry point: all libraries that it needs at start are mapped, and none of its own code has
-/// run. It becomes a target now, so that user space can look at it before its first task. Where it is to be held, it
-/// stops, and user space lets it go once its tables are loaded.
 #[inline(always)]
-pub fn entry(ctx: &ProbeContext) -> u32 {
-    let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.regs.cast()) });
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(target) = target::current(cookie, now_ns) else {
-        return 0;
-    };
-    let Some(flags) = WATCHED.get_ptr(target::tgid()) else {
-        return 0;
-    };
-    if unsafe { *flags } & HOLD != 0 && unsafe { bpf_send_signal(SIGSTOP) } == 0 {
-        emit::emit(RecordKind::Held, now_ns, target, 0, 0, 0);
-    }
-    0
+fn tid(task: u64) -> Option<u32> {
+    unsafe { bpf_probe_read_kernel((task + task_pid_offset()) as *const u32) }.ok()
 }
 
-/// The last thread of a target has gone. The group leader may go before the others, so the threads left are looked at
-/// (`signal->live`, already lowered: `do_exit` in `kernel/exit.c`).
+/// Whether all threads are being ended: by `exit_group` or a signal, or by one of them that calls exec (`zap_other_threads` in
+/// `kernel/signal.c`, `de_thread` in `fs/exec.c`).
 #[inline(always)]
-pub fn exit(ctx: &RawTracePointContext) -> i32 {
-    let tgid = target::tgid();
-    let entry = TARGETS.get_ptr(tgid);
-    if entry.is_none() && WATCHED.get_ptr(tgid).is_none() {
-        return 0;
-    }
-    let task: u64 = ctx.arg(0);
-    let Ok(signal) = (unsafe { bpf_probe_read_kernel((task + task_signal_offset()) as *const u64) }) else {
-        return 0;
-    };
-    let Ok(threads) = (unsafe { bpf_probe_read_kernel((signal + signal_live_offset()) as *const u32) }) else {
-        return 0;
-    };
-    if threads != 0 {
-        return 0;
-    }
-    let _not_watched = WATCHED.remove(tgid);
-    let Some(entry) = entry else {
-        return 0;
-    };
-    let gone = unsafe { (*entry).target };
-    let _gone = TARGETS.remove(tgid);
-    let _stale = MAPPINGS.remove(tgid);
-    emit::emit(RecordKind::Exit, unsafe { bpf_ktime_get_ns() }, gone, 0, 0, 0);
-    if debug() != 0 {
-        info!(ctx, "exit: process {}, target {:x}", tgid, gone);
-    }
-    0
+fn is_process_ending(signal: u64) -> bool {
+    let flags = unsafe { bpf_probe_read_kernel((signal + signal_flags_offset()) as *const u32) };
+    let executing = unsafe { bpf_probe_read_kernel((signal + signal_exec_offset()) as *const u64) };
+    flags.is_ok_and(|flags| flags & SIGNAL_GROUP_EXIT != 0) || executing.is_ok_and(|task| task != 0)
 }

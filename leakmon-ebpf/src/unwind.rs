@@ -1,7 +1,7 @@
 //! The user stack at a birth, stored once under its hash.
 //!
-//! In: the registers at a probe site, the process's mappings and their unwind tables. Out: a key in `STACKS`. The site's own
-//! address is always the first frame. The walk itself is [`leakmon_ebpf::step`]; here it gets its memory.
+//! In: registers at a probe site or at a system call, the process's mappings and their unwind tables. Out: a key in `STACKS`. The
+//! registers' own address is always the first frame. The walk itself is [`leakmon_ebpf::step`]; here it gets its memory.
 
 use crate::{
     atomic::{exchange, masked},
@@ -11,7 +11,7 @@ use crate::{
         walk_stacks,
     },
     memo::{self, Memo, Start},
-    target,
+    target::{self, Current},
 };
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -36,9 +36,34 @@ const PAGE_MASK: u64 = PAGES_PER_CHUNK as u64 - 1;
 const ROW_MASK: u64 = ROWS_PER_CHUNK as u64 - 1;
 const WINDOW_MASK: u64 = WINDOW_WORDS as u64 - 1;
 
-/// Walks the stack, stores it where it is new, and returns its key.
+/// Where a walk begins.
+#[derive(Clone, Copy)]
+pub struct Registers {
+    pub pc: u64,
+    pub sp: u64,
+    pub bp: u64,
+    /// Not zero where the thread is in a system call: then the first frame may be code without a table, whose return
+    /// address is on top of the stack.
+    pub in_system_call: u32,
+}
+
+/// Walks the stack of a thread at a probe site, stores it where it is new, and returns its key.
 #[inline(always)]
-pub fn stack(ctx: &ProbeContext, cookie: Cookie, target: u64, now_ns: u64) -> u64 {
+pub fn at_site(ctx: &ProbeContext, cookie: Cookie, current: Current, now_ns: u64) -> u64 {
+    let registers = unsafe {
+        Registers {
+            pc: (*ctx.regs).rip,
+            sp: (*ctx.regs).rsp,
+            bp: (*ctx.regs).rbp,
+            in_system_call: 0,
+        }
+    };
+    stack(registers, cookie, current, now_ns)
+}
+
+/// Walks a stack, stores it where it is new, and returns its key.
+#[inline(always)]
+pub fn stack(registers: Registers, cookie: Cookie, current: Current, now_ns: u64) -> u64 {
     if walk_stacks() == 0 {
         return site_alone(cookie);
     }
@@ -46,9 +71,9 @@ pub fn stack(ctx: &ProbeContext, cookie: Cookie, target: u64, now_ns: u64) -> u6
         emit::lose(Loss::ScratchBusy);
         return site_alone(cookie);
     };
-    let stored = remembered(ctx, cookie, target, scratch);
+    let stored = remembered(registers, cookie, current, scratch);
     if unsafe { (*scratch).stack.walk_end } == WalkEnd::NoTable as u32 {
-        target::ask_for_mappings(now_ns);
+        target::ask_for_mappings(current, now_ns);
     }
     release(scratch);
     match stored {
@@ -62,27 +87,28 @@ pub fn stack(ctx: &ProbeContext, cookie: Cookie, target: u64, now_ns: u64) -> u6
 
 /// The stack's key, from memory where the last walk still holds. `None` where the table of stacks is full.
 #[inline(always)]
-fn remembered(ctx: &ProbeContext, cookie: Cookie, target: u64, scratch: *mut Scratch) -> Option<u64> {
-    let Some(mappings) = MAPPINGS.get_ptr(target::tgid()) else {
-        let id = site_only(ctx, cookie, scratch);
+fn remembered(registers: Registers, cookie: Cookie, current: Current, scratch: *mut Scratch) -> Option<u64> {
+    let Some(mappings) = MAPPINGS.get_ptr(current.tgid) else {
+        let id = site_only(registers, cookie, scratch);
         return store(id, unsafe { &raw const (*scratch).stack }).then_some(id);
     };
     let start = unsafe {
         Start {
-            target,
+            target: current.target,
             cookie: cookie.0,
-            sp: (*ctx.regs).rsp,
-            bp: (*ctx.regs).rbp,
+            sp: registers.sp,
+            bp: registers.bp,
             generation: u64::from((*mappings).generation),
         }
     };
-    let memo = if remember_walks() == 0 {
+    // Threads are started seldom, and from one address: only sites are worth remembering.
+    let memo = if remember_walks() == 0 || registers.in_system_call != 0 {
         None
     } else {
         memo::take(&start)
     };
     let Some(memo) = memo else {
-        let id = walk(ctx, cookie, scratch, mappings, None);
+        let id = walk(registers, cookie, scratch, mappings, None);
         return store(id, unsafe { &raw const (*scratch).stack }).then_some(id);
     };
     if let Some(id) = memo::recall(memo, &start, scratch) {
@@ -91,7 +117,7 @@ fn remembered(ctx: &ProbeContext, cookie: Cookie, target: u64, scratch: *mut Scr
         return Some(id);
     }
     memo::begin(memo, &start);
-    let id = walk(ctx, cookie, scratch, mappings, Some(memo));
+    let id = walk(registers, cookie, scratch, mappings, Some(memo));
     let stored = store(id, unsafe { &raw const (*scratch).stack });
     if stored {
         memo::finish(memo, unsafe { (*scratch).stack.walk_end }, id);
@@ -125,9 +151,9 @@ struct Memory {
 
 /// A stack of which nothing but the site is known, since the process's mappings are not.
 #[inline(always)]
-fn site_only(ctx: &ProbeContext, cookie: Cookie, scratch: *mut Scratch) -> u64 {
+fn site_only(registers: Registers, cookie: Cookie, scratch: *mut Scratch) -> u64 {
     unsafe {
-        let address = (*ctx.regs).rip;
+        let address = registers.pc;
         (*scratch).stack.cookie = cookie.0;
         (*scratch).stack.frames[0] = address;
         (*scratch).stack.frames_len = 1;
@@ -140,15 +166,15 @@ fn site_only(ctx: &ProbeContext, cookie: Cookie, scratch: *mut Scratch) -> u64 {
 /// Fills the scratch's stack and returns its hash, the site included: two sites never share a stack.
 #[inline(always)]
 fn walk(
-    ctx: &ProbeContext,
+    registers: Registers,
     cookie: Cookie,
     scratch: *mut Scratch,
     mappings: *const ProcessMappings,
     memo: Option<*mut Memo>,
 ) -> u64 {
     unsafe {
-        let registers = ctx.regs;
-        (*scratch).walk = Walk::new((*registers).rip, (*registers).rsp, (*registers).rbp);
+        (*scratch).walk = Walk::new(registers.pc, registers.sp, registers.bp);
+        (*scratch).walk.in_system_call = registers.in_system_call;
         // No word is at the top of the address space, so the first read fills the window.
         (*scratch).window_base = u64::MAX;
         (*scratch).stack.cookie = cookie.0;

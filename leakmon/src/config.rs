@@ -9,7 +9,10 @@ pub mod example;
 
 use crate::{cli::DaemonArgs, kernel::Settings};
 use documented::DocumentedFields;
-use leakmon_ebpf::abi::{COUNTS_ENTRIES_MAX, LIVE_ENTRIES_MAX, RING_BYTES, STACKS_ENTRIES_MAX};
+use leakmon_ebpf::abi::{
+    COUNTS_ENTRIES_MAX, HITS_PER_SECOND_MAX, LIVE_ENTRIES_MAX, PAUSE_NS, RING_BYTES, STACKS_ENTRIES_MAX,
+    TARGETS_ENTRIES_MAX,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
@@ -57,8 +60,15 @@ pub struct Bounds {
     pub stacks_entries_max: u32,
     /// Pairs of a process and a stack that can be counted.
     pub counts_entries_max: u32,
+    /// Processes that can be targets at once.
+    pub targets_entries_max: u32,
     /// Bytes of the event ring: a power of two, at least one page (4096).
     pub ring_bytes: u32,
+    /// Hits of its probes that a process may have in a second before it is paused; 0: any number.
+    pub hits_per_second_max: u64,
+    /// How long it is paused.
+    #[serde(with = "interval")]
+    pub pause: Duration,
 }
 
 impl Default for Config {
@@ -81,7 +91,10 @@ impl Default for Bounds {
             live_entries_max: LIVE_ENTRIES_MAX,
             stacks_entries_max: STACKS_ENTRIES_MAX,
             counts_entries_max: COUNTS_ENTRIES_MAX,
+            targets_entries_max: TARGETS_ENTRIES_MAX,
             ring_bytes: RING_BYTES,
+            hits_per_second_max: HITS_PER_SECOND_MAX,
+            pause: Duration::from_nanos(PAUSE_NS),
         }
     }
 }
@@ -167,30 +180,7 @@ impl Config {
             "interval",
             "must be between 100ms and 1h",
         )?;
-        let bounds = &self.bounds;
-        let entries = 1..=1 << 26;
-        require(
-            entries.contains(&bounds.live_entries_max),
-            "bounds.live_entries_max",
-            "must be between 1 and 2^26",
-        )?;
-        require(
-            entries.contains(&bounds.stacks_entries_max),
-            "bounds.stacks_entries_max",
-            "must be between 1 and 2^26",
-        )?;
-        require(
-            entries.contains(&bounds.counts_entries_max),
-            "bounds.counts_entries_max",
-            "must be between 1 and 2^26",
-        )?;
-        // The kernel asks for a power of two that is a multiple of the page size (`kernel/bpf/ringbuf.c`).
-        let ring = bounds.ring_bytes;
-        require(
-            ring.is_power_of_two() && ring >= 4096,
-            "bounds.ring_bytes",
-            "must be a power of two of at least 4096",
-        )
+        self.bounds.check(require)
     }
 
     /// The keys in which `other` differs and that are read at the start only.
@@ -214,10 +204,41 @@ impl Config {
             live_entries_max: self.bounds.live_entries_max,
             stacks_entries_max: self.bounds.stacks_entries_max,
             counts_entries_max: self.bounds.counts_entries_max,
+            targets_entries_max: self.bounds.targets_entries_max,
             ring_bytes: self.bounds.ring_bytes,
+            hits_per_second_max: self.bounds.hits_per_second_max,
+            pause_ns: u64::try_from(self.bounds.pause.as_nanos()).unwrap_or(PAUSE_NS),
             walk_stacks: self.stacks,
             ..Settings::default()
         }
+    }
+}
+
+impl Bounds {
+    fn check(
+        &self,
+        require: impl Fn(bool, &'static str, &'static str) -> Result<(), ConfigError>,
+    ) -> Result<(), ConfigError> {
+        for (value, key) in [
+            (self.live_entries_max, "bounds.live_entries_max"),
+            (self.stacks_entries_max, "bounds.stacks_entries_max"),
+            (self.counts_entries_max, "bounds.counts_entries_max"),
+            (self.targets_entries_max, "bounds.targets_entries_max"),
+        ] {
+            require((1..=1 << 26).contains(&value), key, "must be between 1 and 2^26")?;
+        }
+        let pauses = Duration::from_millis(100)..=Duration::from_secs(3600);
+        require(
+            pauses.contains(&self.pause),
+            "bounds.pause",
+            "must be between 100ms and 1h",
+        )?;
+        // The kernel asks for a power of two that is a multiple of the page size (`kernel/bpf/ringbuf.c`).
+        require(
+            self.ring_bytes.is_power_of_two() && self.ring_bytes >= 4096,
+            "bounds.ring_bytes",
+            "must be a power of two of at least 4096",
+        )
     }
 }
 
@@ -291,6 +312,11 @@ mod tests {
             ("pids = [1]\n[bounds]\nring_bytes = 5000", "bounds.ring_bytes"),
             ("pids = [1]\n[bounds]\nring_bytes = 2048", "bounds.ring_bytes"),
             ("pids = [1]\n[bounds]\nlive_entries_max = 0", "bounds.live_entries_max"),
+            (
+                "pids = [1]\n[bounds]\ntargets_entries_max = 0",
+                "bounds.targets_entries_max",
+            ),
+            ("pids = [1]\n[bounds]\npause = \"1ms\"", "bounds.pause"),
             ("pids = [1", "pids"),
         ] {
             let error = parse(text).unwrap_err();

@@ -10,6 +10,7 @@ mod images;
 mod names;
 mod processes;
 mod publication;
+mod threads;
 mod timeline;
 mod unwinding;
 mod watching;
@@ -35,6 +36,7 @@ use std::{
     pin::pin,
     time::{Duration, SystemTime},
 };
+use threads::EarlierThreads;
 use timeline::Timeline;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use unwinding::Unwinding;
@@ -63,6 +65,7 @@ pub struct Observer {
     processes: Processes,
     names: Names,
     unwinding: Unwinding,
+    earlier_threads: EarlierThreads,
     publisher: Option<Publisher>,
     pulse: Option<Pulse>,
     timeline: Option<Timeline>,
@@ -95,6 +98,7 @@ impl Observer {
             names,
             unwinding: Unwinding::new(analyst.clone())?,
             analyst,
+            earlier_threads: EarlierThreads::default(),
             publisher: None,
             pulse: None,
             timeline: None,
@@ -214,6 +218,14 @@ impl Observer {
         if let Some(timeline) = &mut self.timeline {
             timeline.take(event);
         }
+        if let Event::Exec {
+            target: Some(target),
+            before: Some(before),
+            ..
+        } = *event
+        {
+            self.processes.executes(before, target);
+        }
         match *event {
             Event::Target { target, .. }
             | Event::Exec {
@@ -222,6 +234,7 @@ impl Observer {
                 self.processes.see(target, &self.images);
                 self.names.see_target(target);
                 self.unwinding.see(target, &mut self.kernel);
+                self.earlier_threads.see(target, &mut self.kernel);
             }
             Event::Miss { target } => self.unwinding.see(target, &mut self.kernel),
             Event::Held { target } => {
@@ -245,6 +258,7 @@ impl Observer {
     fn tick(&mut self) {
         self.drain();
         self.let_go_after_loss();
+        self.earlier_threads.look_again(&mut self.kernel);
         let sweep = if Instant::now() >= self.next_sweep {
             self.sweep()
         } else {
@@ -278,12 +292,9 @@ impl Observer {
                 self.live.set_totals(target, totals);
             }
             // The event may have been lost; the kernel's table is the truth.
-            if self
-                .kernel
-                .target(target.tgid())
-                .is_none_or(|entry| entry.target != target.0)
-            {
-                self.live.exited(target, now_ns);
+            match self.kernel.target(target.tgid()) {
+                Some(entry) if entry.target == target.0 => self.live.set_paused(target, entry.paused_until_ns),
+                _ => self.live.exited(target, now_ns),
             }
         }
         let missing: Vec<_> = self

@@ -68,6 +68,12 @@ impl Site {
         Presence { site: self, phase }
     }
 
+    /// Tasks alive.
+    pub(crate) fn live(&self) -> u64 {
+        let counts = self.counts();
+        counts.spawned - counts.ended
+    }
+
     fn counts(&self) -> Counts {
         let [old, new] = [0, 1].map(|phase| (self.spawned[phase].load(SeqCst), self.ended[phase].load(SeqCst)));
         Counts {
@@ -215,6 +221,15 @@ fn await_observer(arguments: &Arguments) -> io::Result<()> {
 ///
 /// A plain return from `main` would drop the runtime, which ends every task before the process does.
 pub(crate) fn leave(arguments: &Arguments, sites: &[&Site], extra: Value) -> io::Result<()> {
+    say_truth(sites, extra)?;
+    if arguments.wait {
+        io::stdin().lock().read_to_end(&mut Vec::new())?;
+    }
+    std::process::exit(0)
+}
+
+/// Prints the truth as of now, with `extra` fields.
+pub(crate) fn say_truth(sites: &[&Site], extra: Value) -> io::Result<()> {
     let mut total = Counts::default();
     let mut truth = Vec::new();
     for site in sites {
@@ -230,11 +245,7 @@ pub(crate) fn leave(arguments: &Arguments, sites: &[&Site], extra: Value) -> io:
     }
     let mut line = json!({ "truth": truth, "total": total.json(), "runtime_tasks": WORKERS_STARTED.load(SeqCst) });
     merge(&mut line, extra);
-    say(&line.to_string())?;
-    if arguments.wait {
-        io::stdin().lock().read_to_end(&mut Vec::new())?;
-    }
-    std::process::exit(0)
+    say(&line.to_string())
 }
 
 fn merge(into: &mut Value, from: Value) {
@@ -243,7 +254,8 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-fn say(line: &str) -> io::Result<()> {
+/// Prints a line at once.
+pub(crate) fn say(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()

@@ -14,7 +14,7 @@ use crate::{
         CallsiteReport, EntityCounts, Frame, Location, LossReport, Report, SCHEMA, SiteCounts, StackReport,
         StateCounts, TargetReport, TargetStatus, Verdict,
     },
-    live::{Live, StackCount, States, Target, at_exit},
+    live::{Live, StackCount, StackKey, States, Target, at_exit},
     symbols::{ResolvedFrame, callsite::CallsiteId, names::one_of},
 };
 use leakmon_ebpf::abi::{Loss, Role, TargetId};
@@ -35,6 +35,13 @@ pub(super) struct Assembly<'a> {
 struct Entry<'a> {
     count: &'a StackCount,
     names: &'a StackNames,
+}
+
+/// What a target's stacks come to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    task: EntityCounts,
+    thread: EntityCounts,
 }
 
 /// What makes two stacks one callsite, in the order of the list before it is sorted.
@@ -130,14 +137,19 @@ impl Assembly<'_> {
     }
 
     fn targets(&self) -> Vec<TargetReport> {
-        let mut tasks: BTreeMap<TargetId, EntityCounts> = BTreeMap::new();
+        let mut sums: BTreeMap<TargetId, Sums> = BTreeMap::new();
         for (key, count) in self.live.stacks() {
-            let task = tasks.entry(key.target).or_default();
-            task.spawned += count.born;
-            task.ended += count.ended;
-            task.live += count.live();
+            let sums = sums.entry(key.target).or_default();
+            let sum = if count.cookie.is_thread() {
+                &mut sums.thread
+            } else {
+                &mut sums.task
+            };
+            sum.spawned += count.born;
+            sum.ended += count.ended;
+            sum.live += count.live();
         }
-        let counted = |target: TargetId| tasks.get(&target).copied().unwrap_or_default();
+        let counted = |target: TargetId| sums.get(&target).copied().unwrap_or_default();
         let mut reports: Vec<TargetReport> = self
             .live
             .targets()
@@ -149,13 +161,16 @@ impl Assembly<'_> {
     }
 
     /// `None` for a process that is followed only because its parent is, and that runs no known image.
-    fn target_report(&self, id: TargetId, target: &Target, task: EntityCounts) -> Option<TargetReport> {
+    fn target_report(&self, id: TargetId, target: &Target, sums: Sums) -> Option<TargetReport> {
         let process = self.processes.of(id);
         let image = process
             .and_then(|process| process.file)
             .and_then(|(device, inode)| self.images.of_file(device, inode))
-            .or_else(|| self.image_by_hits(id))?;
-        let (status, reason) = processes::status(image.shortfall());
+            .or_else(|| self.image_by_hits(id));
+        let Some(image) = image else {
+            return self.threads_only(id, target, sums);
+        };
+        let (status, reason) = processes::status(image.shortfall(), target, self.now_ns);
         Some(TargetReport {
             id: target_name(id),
             pid: id.tgid(),
@@ -170,15 +185,27 @@ impl Assembly<'_> {
                 end: image.attached_of(Role::End) + image.attached_of(Role::Freed),
                 slow: image.attached_slow(),
             },
-            task,
-            thread: None,
+            task: sums.task,
+            thread: Some(sums.thread),
             exited: target.exited_ns.is_some(),
+        })
+    }
+
+    /// A process without a known runtime that was asked for.
+    fn threads_only(&self, id: TargetId, target: &Target, sums: Sums) -> Option<TargetReport> {
+        let known = self.processes.threads_only(id)?;
+        Some(TargetReport {
+            id: target_name(id),
+            thread: Some(sums.thread),
+            exited: target.exited_ns.is_some(),
+            ..refused(known)
         })
     }
 
     /// The image of a process that had gone before it could be looked at.
     fn image_by_hits(&self, target: TargetId) -> Option<&Image> {
-        let (_, count) = self.live.stacks().find(|(key, _)| key.target == target)?;
+        let of_target = |(key, count): &(StackKey, &StackCount)| key.target == target && !count.cookie.is_thread();
+        let (_, count) = self.live.stacks().find(of_target)?;
         self.images.of_cookie(count.cookie)
     }
 
@@ -193,7 +220,11 @@ impl Assembly<'_> {
         let totals = self.live.totals();
         LossReport {
             events_dropped: lost(Loss::RingFull),
-            live_full: lost(Loss::LiveFull) + lost(Loss::CountsFull),
+            live_full: lost(Loss::LiveFull),
+            counts_full: lost(Loss::CountsFull),
+            targets_full: lost(Loss::TargetsFull),
+            paused: lost(Loss::Paused),
+            untracked_ends: totals.untracked_ends,
             stacks_full: lost(Loss::StacksFull) + lost(Loss::ScratchBusy),
             stacks_truncated: Loss::WALKS.into_iter().map(lost).sum(),
             unmatched_ends: totals.unmatched_ends,

@@ -194,7 +194,10 @@ impl Names {
         let Some(slot) = self.stacks.get_mut(&token.key) else {
             return;
         };
-        let location = self.hide.location(&frames);
+        let location = match token.kind {
+            "thread" => self.hide.thread_location(&frames),
+            _ => self.hide.location(&frames),
+        };
         let nowhere = ResolvedFrame::default();
         let callsite = CallsiteId::new(token.kind, token.task_type, frames.get(location).unwrap_or(&nowhere));
         *slot = Some(StackNames {
@@ -282,6 +285,8 @@ pub(super) const fn kind_name(cookie: Cookie) -> &'static str {
         "local"
     } else if kind == Kind::Blocking as u8 {
         "blocking"
+    } else if kind == Kind::Thread as u8 {
+        "thread"
     } else {
         "task"
     }

@@ -4,7 +4,7 @@
 //! keeps the image that its first hit named.
 
 use super::images::Images;
-use crate::{export::report::TargetStatus, targets::processes::ProcessImage};
+use crate::{export::report::TargetStatus, live::Target, targets::processes::ProcessImage};
 use leakmon_ebpf::abi::TargetId;
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ pub(super) struct Process {
     pub(super) file: Option<(u64, u64)>,
 }
 
-/// A process that can't be watched.
+/// A process that can't be watched, or of which only the threads are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     pub(super) tgid: u32,
@@ -33,6 +33,7 @@ pub(super) struct Refused {
 pub(super) struct Processes {
     known: HashMap<TargetId, Process>,
     refused: Vec<Refused>,
+    threads_only: HashMap<TargetId, Refused>,
 }
 
 impl Processes {
@@ -55,15 +56,29 @@ impl Processes {
     /// Notes a process that can't be watched.
     pub(super) fn refuse(&mut self, tgid: u32, error: &anyhow::Error) {
         if self.refused.len() < REFUSED_MAX {
-            let exe = ProcessImage::open(tgid)
-                .map(|image| image.path.display().to_string())
-                .unwrap_or_default();
-            self.refused.push(Refused {
-                tgid,
-                exe,
-                reason: format!("{error:#}"),
-            });
+            self.refused.push(Refused::new(tgid, error));
         }
+    }
+
+    /// Notes a target whose image can't be probed, so that it has threads and no tasks. There are no more than targets.
+    pub(super) fn watch_threads_only(&mut self, target: TargetId, error: &anyhow::Error) {
+        let mut known = Refused::new(target.tgid(), error);
+        known.reason.push_str("; its threads alone are watched");
+        self.threads_only.insert(target, known);
+    }
+
+    /// A process that was watched, or of which the threads were, runs another program. Should that have no known image, its threads
+    /// are watched all the same.
+    pub(super) fn executes(&mut self, before: TargetId, now: TargetId) {
+        if self.known.contains_key(&before) || self.threads_only.contains_key(&before) {
+            let because = anyhow::anyhow!("the program that it runs since its exec is not probed");
+            self.watch_threads_only(now, &because);
+        }
+    }
+
+    /// Why a target has threads and no tasks.
+    pub(super) fn threads_only(&self, target: TargetId) -> Option<&Refused> {
+        self.threads_only.get(&target)
     }
 
     /// What is known of a target's process.
@@ -78,12 +93,38 @@ impl Processes {
 
     pub(super) fn forget(&mut self, target: TargetId) {
         self.known.remove(&target);
+        self.threads_only.remove(&target);
     }
 }
 
-/// How well a target is watched, and why not better.
-pub(super) fn status(shortfall: Option<String>) -> (TargetStatus, Option<String>) {
-    match shortfall {
+impl Refused {
+    fn new(tgid: u32, error: &anyhow::Error) -> Self {
+        let exe = ProcessImage::open(tgid)
+            .map(|image| image.path.display().to_string())
+            .unwrap_or_default();
+        Self {
+            tgid,
+            exe,
+            reason: format!("{error:#}"),
+        }
+    }
+}
+
+/// How well a target is watched, and why not better. `shortfall` is its image's.
+pub(super) fn status(shortfall: Option<String>, target: &Target, now_ns: u64) -> (TargetStatus, Option<String>) {
+    let untracked = target.totals.untracked;
+    if now_ns < target.paused_until_ns && target.exited_ns.is_none() {
+        let seconds = (target.paused_until_ns - now_ns).div_ceil(1_000_000_000);
+        let reason = format!(
+            "it had more hits than it may have, so births are not counted for {seconds} s more ({untracked} so far); \
+             what was counted before stays right"
+        );
+        return (TargetStatus::Paused, Some(reason));
+    }
+    let left_out = (untracked > 0).then(|| {
+        format!("{untracked} births were not counted, since it was paused or a table was full; all that was counted is right")
+    });
+    match shortfall.or(left_out) {
         None => (TargetStatus::Attached, None),
         Some(reason) => (TargetStatus::Partial, Some(reason)),
     }

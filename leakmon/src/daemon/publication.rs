@@ -34,6 +34,8 @@ const LOSS_NAMES: [&str; Loss::ALL.len()] = [
     "walk_too_deep",
     "walk_no_table",
     "walk_unsupported",
+    "paused",
+    "watched_full",
 ];
 
 /// Where snapshots go.
@@ -80,7 +82,7 @@ impl Observer {
             return;
         };
         let series = publisher.book.observe(&report);
-        let ready = self.kernel.attached_sites() > 0;
+        let ready = self.kernel.attached_sites() > 0 || self.live.targets().next().is_some();
         publisher
             .source
             .snapshot

@@ -6,10 +6,10 @@ use super::{Observer, images::Image};
 use crate::{
     analysis::Analyst,
     kernel::{KernelError, attach::ImageNumber, clock::monotonic_ns, event::Event},
-    targets::{self, plan::ProbePlan, processes::ProcessImage},
+    targets::{self, AnalyseError, plan::ProbePlan, processes::ProcessImage},
 };
 use anyhow::Context;
-use leakmon_ebpf::abi::{FOLLOW, HOLD_CHILDREN};
+use leakmon_ebpf::abi::{FOLLOW, HOLD_CHILDREN, TargetId};
 use std::{fs::File, path::PathBuf, time::Duration};
 use tokio::time::timeout;
 
@@ -21,6 +21,8 @@ const TABLES_WAIT: Duration = Duration::from_secs(10);
 pub struct Watchable {
     executables: Vec<(ProbePlan, File)>,
     processes: Vec<(u32, ProbePlan, File)>,
+    /// Processes of which only the threads can be watched, and why.
+    threads_only: Vec<(u32, anyhow::Error)>,
     /// Processes, and executables (`None`), that can't be.
     refused: Vec<(Option<u32>, anyhow::Error)>,
 }
@@ -41,10 +43,13 @@ impl Watchable {
         for tgid in tgids {
             match process(analyst, *tgid) {
                 Ok((plan, file)) => found.processes.push((*tgid, plan, file)),
+                // Threads are the kernel's: they need no plan.
+                Err(error) if error.is::<AnalyseError>() => found.threads_only.push((*tgid, error)),
                 Err(error) => found.refused.push((Some(*tgid), error)),
             }
         }
-        if found.executables.is_empty() && found.processes.is_empty() && !found.refused.is_empty() {
+        let nothing = found.executables.is_empty() && found.processes.is_empty() && found.threads_only.is_empty();
+        if nothing && !found.refused.is_empty() {
             return Err(found.refused.swap_remove(0).1);
         }
         Ok(found)
@@ -108,6 +113,7 @@ impl Observer {
         let Watchable {
             executables,
             processes,
+            threads_only,
             refused,
         } = watchable;
         for (tgid, error) in refused {
@@ -126,8 +132,15 @@ impl Observer {
                 failure.get_or_insert(error);
             }
         }
+        for (tgid, error) in threads_only {
+            tracing::warn!("{error:#}; its threads alone are watched");
+            if let Err(error) = self.watch_threads(tgid, &error).await {
+                self.processes.refuse(tgid, &error);
+                failure.get_or_insert(error);
+            }
+        }
         match failure {
-            Some(error) if self.images.is_empty() => Err(error),
+            Some(error) if self.live.targets().next().is_none() && self.images.is_empty() => Err(error),
             Some(error) => {
                 tracing::warn!("{error:#}");
                 Ok(())
@@ -160,7 +173,25 @@ impl Observer {
             self.add_image(plan, file, false)?;
         }
         self.kernel.watch(tgid, 0)?;
-        // It may have ended meanwhile, when nobody could be told, and its number may be another process's by now.
+        self.make_sure_it_lives(tgid, started)
+    }
+
+    /// Watches the threads of a process whose image can't be probed, for the reason `because`.
+    async fn watch_threads(&mut self, tgid: u32, because: &anyhow::Error) -> anyhow::Result<()> {
+        let started = targets::processes::start_time_ticks(tgid)?;
+        self.begin(tgid);
+        self.prepare().await;
+        let Some(entry) = self.kernel.target(tgid) else {
+            return Err(targets::processes::ProcessError::Gone { tgid }.into());
+        };
+        let target = TargetId(entry.target);
+        self.processes.watch_threads_only(target, because);
+        self.make_sure_it_lives(tgid, started)
+    }
+
+    /// A process that was made a target may have ended meanwhile, when nobody could be told, and its number may be another
+    /// process's by now.
+    fn make_sure_it_lives(&mut self, tgid: u32, started: u64) -> anyhow::Result<()> {
         let lives = targets::processes::start_time_ticks(tgid).ok() == Some(started)
             // A zombie has no executable any more.
             && targets::processes::executable_path(tgid).is_ok();

@@ -177,7 +177,8 @@ mod tests {
             loss.events_dropped loss.live_full loss.stacks_full
             loss.stacks_truncated loss.unmatched_ends loss.replaced";
         let added = "targets[].exited callsites[].location.image callsites[].location.offset
-            callsites[].stacks[].spawned callsites[].stacks[].complete callsites[].stacks[].oldest_seconds";
+            callsites[].stacks[].spawned callsites[].stacks[].complete callsites[].stacks[].oldest_seconds
+            loss.counts_full loss.targets_full loss.paused loss.untracked_ends";
         let mut found = BTreeSet::new();
         keys(&parsed(&samples::busy()), "", &mut found);
         let want: BTreeSet<String> = contract

@@ -222,12 +222,18 @@ fn own_counters(text: &mut String, table: &SeriesTable, loss: &LossReport, own: 
             counter,
             one(loss.unmatched_ends),
         ),
+        (
+            "leakmon_tasks_untracked_ended_total",
+            "Ends of tasks that were not tracked, where they can't be those of older ones.",
+            counter,
+            one(loss.untracked_ends),
+        ),
         ("leakmon_tasks_replaced_total", REPLACED, counter, one(loss.replaced)),
         (
             "leakmon_tasks_untracked_total",
-            "Births not tracked because a table was full.",
+            "Births not tracked, since a table was full or their process was paused.",
             counter,
-            one(loss.live_full),
+            one(loss.live_full + loss.counts_full + loss.paused),
         ),
         (
             "leakmon_processes_refused_total",

@@ -60,6 +60,7 @@ fn write_task_type(out: &mut String, index: usize, task_type: &TaskType) -> std:
         Kind::Task => "task",
         Kind::Local => "local",
         Kind::Blocking => "blocking",
+        Kind::Thread => "thread",
     };
     let names = task_type.names.iter().take(NAMES_MAX).map(|name| clean(name));
     let mut names = names.collect::<Vec<_>>().join(" | ");

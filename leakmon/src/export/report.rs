@@ -93,7 +93,7 @@ pub enum TargetStatus {
     Attached,
     /// Some are not: see the reason.
     Partial,
-    /// The probes are off for a while.
+    /// It had too many hits: births are not tracked for a while.
     Paused,
     /// It can't be watched.
     Unsupported,
@@ -272,13 +272,21 @@ pub struct Frame {
 pub struct LossReport {
     /// Events that found the ring full.
     pub events_dropped: u64,
-    /// Births that are untracked since a table was full.
+    /// Births that are untracked since the table of live tasks was full.
     pub live_full: u64,
+    /// Births that are untracked since the table of callsites was full.
+    pub counts_full: u64,
+    /// Births that are untracked since their target was paused.
+    pub paused: u64,
+    /// Hits of processes that found no room among the targets.
+    pub targets_full: u64,
     /// Births counted under their site alone, since the stack table was full.
     pub stacks_full: u64,
     /// Stacks that do not reach the thread's start.
     pub stacks_truncated: u64,
-    /// Ends of tasks whose birth was not counted.
+    /// Ends of untracked tasks, where they can't be those of older ones.
+    pub untracked_ends: u64,
+    /// Ends of tasks whose birth was not seen, such as those older than the attach.
     pub unmatched_ends: u64,
     /// Tasks that were freed without completing, noticed when their memory was used again.
     pub replaced: u64,

@@ -298,52 +298,70 @@ impl Page {
     }
 
     fn losses(&mut self, loss: &LossReport) {
-        let known = [
-            (
-                loss.unmatched_ends,
-                "end belongs to a task",
-                "ends belong to tasks",
-                "older than the attach.",
-            ),
-            (
-                loss.replaced,
-                "task was",
-                "tasks were",
-                "freed without completing and counted as ended.",
-            ),
-            (
-                loss.live_full,
-                "task is",
-                "tasks are",
-                "not followed, since a table was full.",
-            ),
-            (
-                loss.stacks_full,
-                "task is",
-                "tasks are",
-                "counted without a stack, since the stack table was full.",
-            ),
-            (
-                loss.stacks_truncated,
-                "stack ends",
-                "stacks end",
-                "before the thread's start.",
-            ),
-            (
-                loss.events_dropped,
-                "event was",
-                "events were",
-                "dropped; counts stay right but may come late.",
-            ),
-        ];
-        let lost = known.iter().filter(|(count, ..)| *count > 0);
+        let lost = sentences(loss).into_iter().filter(|(count, ..)| *count > 0);
         for (index, (count, one, many, what)) in lost.enumerate() {
             if index == 0 {
                 self.gap();
             }
-            self.sentence(0, &format!("{count} {} {what}", if *count == 1 { one } else { many }));
+            self.sentence(0, &format!("{count} {} {what}", if count == 1 { one } else { many }));
         }
     }
+}
+
+/// How many, one of them, several, and what became of them.
+type Sentence = (u64, &'static str, &'static str, &'static str);
+
+fn sentences(loss: &LossReport) -> [Sentence; 8] {
+    [
+        (
+            loss.unmatched_ends,
+            "end belongs to a task",
+            "ends belong to tasks",
+            "older than the attach.",
+        ),
+        (
+            loss.replaced,
+            "task was",
+            "tasks were",
+            "freed without completing and counted as ended.",
+        ),
+        (
+            loss.live_full + loss.counts_full,
+            "task is",
+            "tasks are",
+            "not followed, since a table was full.",
+        ),
+        (
+            loss.paused,
+            "task is",
+            "tasks are",
+            "not followed, since its process was paused for its many hits.",
+        ),
+        (
+            loss.targets_full,
+            "hit was",
+            "hits were",
+            "left out, since there are too many processes.",
+        ),
+        (
+            loss.stacks_full,
+            "task is",
+            "tasks are",
+            "counted without a stack, since the stack table was full.",
+        ),
+        (
+            loss.stacks_truncated,
+            "stack ends",
+            "stacks end",
+            "before the thread's start.",
+        ),
+        (
+            loss.events_dropped,
+            "event was",
+            "events were",
+            "dropped; counts stay right but may come late.",
+        ),
+    ]
 }
 
 /// Appends a cell, padded to its width, and the gap behind it.

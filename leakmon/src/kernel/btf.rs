@@ -52,8 +52,14 @@ pub struct KernelOffsets {
     pub task_tgid: u64,
     /// `task_struct.signal`.
     pub task_signal: u64,
+    /// `task_struct.pid`, the thread's number.
+    pub task_pid: u64,
     /// `signal_struct.live`, an `atomic_t`.
     pub signal_live: u64,
+    /// `signal_struct.flags`.
+    pub signal_flags: u64,
+    /// `signal_struct.group_exec_task` (`group_exit_task` before Linux 5.17).
+    pub signal_exec: u64,
 }
 
 impl KernelOffsets {
@@ -70,7 +76,12 @@ impl KernelOffsets {
         Ok(Self {
             task_tgid: btf.offset("task_struct", "tgid")?,
             task_signal: btf.offset("task_struct", "signal")?,
+            task_pid: btf.offset("task_struct", "pid")?,
             signal_live: btf.offset("signal_struct", "live")?,
+            signal_flags: btf.offset("signal_struct", "flags")?,
+            signal_exec: btf
+                .offset("signal_struct", "group_exec_task")
+                .or_else(|_| btf.offset("signal_struct", "group_exit_task"))?,
         })
     }
 }
@@ -191,7 +202,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Names in the string section of [`sample`], with their offsets.
-    const STRINGS: &[u8] = b"\0task_struct\0tgid\0signal\0signal_struct\0live\0int\0";
+    const STRINGS: &[u8] = b"\0task_struct\0tgid\0signal\0signal_struct\0live\0int\0pid\0flags\0group_exec_task\0";
 
     fn name(wanted: &str) -> u32 {
         let quoted = format!("\0{wanted}\0");
@@ -220,9 +231,17 @@ mod tests {
         words.extend(structure(
             name("task_struct"),
             true,
-            &[(name("tgid"), 0x0100_0000 | 320), (name("signal"), 640)],
+            &[
+                (name("tgid"), 0x0100_0000 | 320),
+                (name("signal"), 640),
+                (name("pid"), 288),
+            ],
         ));
-        words.extend(structure(name("signal_struct"), false, &[(name("live"), 64)]));
+        words.extend(structure(
+            name("signal_struct"),
+            false,
+            &[(name("live"), 64), (name("flags"), 800), (name("group_exec_task"), 832)],
+        ));
         let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut bytes = MAGIC.to_le_bytes().to_vec();
         bytes.extend([1, 0]);
@@ -248,7 +267,10 @@ mod tests {
             KernelOffsets {
                 task_tgid: 40,
                 task_signal: 80,
-                signal_live: 8
+                task_pid: 36,
+                signal_live: 8,
+                signal_flags: 100,
+                signal_exec: 104,
             }
         );
     }

@@ -100,12 +100,17 @@ pub enum Event {
         /// Who.
         target: TargetId,
     },
+    /// A target had too many hits: its births are not tracked for a while.
+    Paused {
+        /// Who.
+        target: TargetId,
+    },
 }
 
 impl Event {
     /// Names of the kinds, in the order of [`Self::kind_index`]; label values of `leakmon_events_total`.
-    pub const KINDS: [&'static str; 10] = [
-        "stack", "changed", "target", "exec", "exit", "fork", "birth", "end", "miss", "held",
+    pub const KINDS: [&'static str; 11] = [
+        "stack", "changed", "target", "exec", "exit", "fork", "birth", "end", "miss", "held", "paused",
     ];
 
     /// Parses one record.
@@ -114,12 +119,12 @@ impl Event {
         let record = Record::read_from_bytes(bytes).ok()?;
         let Record {
             kind,
-            tid,
             time_ns,
             target,
             stack,
             first,
             second,
+            ..
         } = record;
         let target = TargetId(target);
         let known = |id: u64| (id != 0).then_some(TargetId(id));
@@ -155,29 +160,42 @@ impl Event {
                 tgid: u32::try_from(first).ok()?,
                 time_ns,
             }
-        } else if is(RecordKind::Birth) {
-            Self::Birth {
-                target,
-                stack,
-                header: first,
-                tid,
-                time_ns,
-            }
-        } else if is(RecordKind::End) {
-            Self::End {
-                target,
-                stack,
-                header: first,
-                tid,
-                time_ns,
-            }
+        } else if is(RecordKind::Birth) || is(RecordKind::End) {
+            Self::of_task(&record)
         } else if is(RecordKind::Miss) {
             Self::Miss { target }
         } else if is(RecordKind::Held) {
             Self::Held { target }
+        } else if is(RecordKind::Paused) {
+            Self::Paused { target }
         } else {
             return None;
         })
+    }
+
+    /// One task's birth or end.
+    const fn of_task(record: &Record) -> Self {
+        let Record {
+            tid, time_ns, stack, ..
+        } = *record;
+        let (target, header) = (TargetId(record.target), record.first);
+        if record.kind == RecordKind::Birth as u32 {
+            Self::Birth {
+                target,
+                stack,
+                header,
+                tid,
+                time_ns,
+            }
+        } else {
+            Self::End {
+                target,
+                stack,
+                header,
+                tid,
+                time_ns,
+            }
+        }
     }
 
     /// Index of the kind in [`Self::KINDS`].
@@ -194,6 +212,7 @@ impl Event {
             Self::End { .. } => RecordKind::End,
             Self::Miss { .. } => RecordKind::Miss,
             Self::Held { .. } => RecordKind::Held,
+            Self::Paused { .. } => RecordKind::Paused,
         };
         kind as usize
     }

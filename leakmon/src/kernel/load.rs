@@ -7,6 +7,7 @@ use super::{
     btf::{BtfError, KernelOffsets},
     object::{self, ObjectError},
     ring::EventRing,
+    settings::Settings,
     tables::Table,
     unwind::TableMaps,
 };
@@ -15,52 +16,10 @@ use aya::{
     maps::{MapData, MapError, PerCpuArray, RingBuf},
     programs::{ProgramError, RawTracePoint, TestRun, UProbe},
 };
-use leakmon_ebpf::abi::{
-    Ages, COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, Loss, RING_BYTES, STACKS_ENTRIES_MAX, Stack,
-    TargetEntry, TargetId, Totals,
-};
+use leakmon_ebpf::abi::{Ages, CountKey, CountValue, Loss, Stack, TargetEntry, TargetId, Totals};
 use leakmon_ebpf::rows::ProcessMappings;
 use std::collections::{BTreeMap, HashSet};
 use tokio::io::{Interest, unix::AsyncFd};
-
-/// What the programs are loaded with. Entry counts are bounds of the maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Tasks that can be followed at once.
-    pub live_entries_max: u32,
-    /// Stacks that can be kept.
-    pub stacks_entries_max: u32,
-    /// Pairs of target and stack that can be counted.
-    pub counts_entries_max: u32,
-    /// Bytes of the event ring, a power of two and a multiple of the page size.
-    pub ring_bytes: u32,
-    /// Whether stacks are walked.
-    pub walk_stacks: bool,
-    /// Whether a walk that would give the same stack as the last one is left out.
-    pub remember_walks: bool,
-    /// Whether every birth and end is sent.
-    pub trace: bool,
-    /// Whether the programs log.
-    pub debug: bool,
-    /// Whether sites get programs that do nothing: the floor that benchmarks compare with.
-    pub empty_programs: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            live_entries_max: LIVE_ENTRIES_MAX,
-            stacks_entries_max: STACKS_ENTRIES_MAX,
-            counts_entries_max: COUNTS_ENTRIES_MAX,
-            ring_bytes: RING_BYTES,
-            walk_stacks: true,
-            remember_walks: true,
-            trace: false,
-            debug: false,
-            empty_programs: false,
-        }
-    }
-}
 
 /// Why the BPF side can't be used. Every one means that this host can't be probed (exit code 4).
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +80,8 @@ const TRACEPOINTS: [(&str, &str); 3] = [
 ];
 
 const SWEEP: &str = "sweep_live";
+/// Programs that user space runs, attached to nothing.
+const EXECUTED: [&str; 2] = [SWEEP, super::threads::FOUND];
 
 /// Loaded programs, their maps and their links. Dropping it detaches everything.
 pub struct Kernel {
@@ -224,19 +185,10 @@ impl Kernel {
     /// Where there are too many targets.
     pub fn begin_target(&mut self, tgid: u32, now_ns: u64) -> Result<TargetId, KernelError> {
         let target = TargetId::new(tgid, now_ns);
-        let entry = TargetEntry {
-            target: target.0,
-            since_ns: now_ns,
-            asked_ns: 0,
-        };
+        let entry = TargetEntry::new(target, now_ns);
         if self.targets.insert_new(&tgid, &entry).is_ok() {
-            let totals = Totals {
-                unmatched_ends: 0,
-                replaced: 0,
-                untracked: 0,
-            };
             self.totals
-                .insert(&target.0, &totals)
+                .insert(&target.0, &Totals::NONE)
                 .map_err(|error| KernelError::Map("TOTALS", error))?;
             return Ok(target);
         }
@@ -296,13 +248,21 @@ impl Kernel {
     pub fn sweep(&mut self) -> Result<u64, KernelError> {
         self.sweeps += 1;
         let number = self.sweeps;
-        let program: &mut RawTracePoint = program(&mut self.ebpf, SWEEP)?;
+        self.execute(SWEEP, &[number])?;
+        Ok(number)
+    }
+
+    /// Runs a program that is attached to nothing, with these arguments.
+    pub(super) fn execute(&mut self, name: &'static str, arguments: &[u64]) -> Result<(), KernelError> {
+        let program: &mut RawTracePoint = program(&mut self.ebpf, name)?;
         let mut options = aya::programs::RawTracePointRunOptions::new();
-        options.args[0] = number;
+        for (slot, argument) in options.args.iter_mut().zip(arguments) {
+            *slot = *argument;
+        }
         program
             .test_run(options)
-            .map_err(|error| KernelError::Program(SWEEP, error))?;
-        Ok(number)
+            .map_err(|error| KernelError::Program(name, error))?;
+        Ok(())
     }
 
     /// Forgets targets: their live tasks, counters, totals, and the stacks that no other target has.
@@ -370,12 +330,21 @@ fn load_object(object: &[u8], settings: Settings, offsets: KernelOffsets) -> Res
         .map_max_entries("COUNTS", settings.counts_entries_max)
         .map_max_entries("AGES", settings.counts_entries_max)
         .map_max_entries("EVENTS", settings.ring_bytes)
+        .map_max_entries("TARGETS", settings.targets_entries_max)
+        .map_max_entries("TOTALS", settings.targets_entries_max)
+        .map_max_entries("PURGED", settings.targets_entries_max)
+        .map_max_entries("MAPPINGS", settings.targets_entries_max)
+        .override_global("HITS_PER_SECOND_MAX", &settings.hits_per_second_max, true)
+        .override_global("PAUSE_NS", &settings.pause_ns, true)
         .override_global("WALK_STACKS", &walk, true)
         .override_global("REMEMBER_WALKS", &remember, true)
         .override_global("TRACE", &trace, true)
         .override_global("DEBUG", &debug, true)
         .override_global("TASK_TGID_OFFSET", &offsets.task_tgid, true)
+        .override_global("TASK_PID_OFFSET", &offsets.task_pid, true)
         .override_global("TASK_SIGNAL_OFFSET", &offsets.task_signal, true)
+        .override_global("SIGNAL_FLAGS_OFFSET", &offsets.signal_flags, true)
+        .override_global("SIGNAL_EXEC_OFFSET", &offsets.signal_exec, true)
         .override_global("SIGNAL_LIVE_OFFSET", &offsets.signal_live, true)
         .load(object)?)
 }
@@ -392,8 +361,11 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
             .attach(tracepoint)
             .map_err(|error| KernelError::Program(name, error))?;
     }
-    let sweep: &mut RawTracePoint = program(ebpf, SWEEP)?;
-    sweep.load().map_err(|error| KernelError::Program(SWEEP, error))
+    for name in EXECUTED {
+        let program: &mut RawTracePoint = program(ebpf, name)?;
+        program.load().map_err(|error| KernelError::Program(name, error))?;
+    }
+    Ok(())
 }
 
 /// A program of the object, as its type.

@@ -15,7 +15,10 @@ pub mod object;
 pub mod page_cache;
 pub mod recording;
 pub mod ring;
+pub mod settings;
 pub mod tables;
+pub mod threads;
 pub mod unwind;
 
-pub use load::{Kernel, KernelError, Settings};
+pub use load::{Kernel, KernelError};
+pub use settings::Settings;

@@ -71,6 +71,8 @@ pub struct Target {
     pub exited_ns: Option<u64>,
     /// What is counted per target and not per stack.
     pub totals: Totals,
+    /// Births before this time are not tracked; 0 where they always were.
+    pub paused_until_ns: u64,
 }
 
 /// Everything that is known of live tasks. One owner changes it, by [`Self::apply`] and [`Self::read`].
@@ -98,16 +100,10 @@ impl Default for Live {
             targets: BTreeMap::new(),
             stacks: HashMap::new(),
             refused: Refused::default(),
-            forgotten: NO_TOTALS,
+            forgotten: Totals::NONE,
         }
     }
 }
-
-const NO_TOTALS: Totals = Totals {
-    unmatched_ends: 0,
-    replaced: 0,
-    untracked: 0,
-};
 
 impl Live {
     /// Takes one event.
@@ -151,7 +147,12 @@ impl Live {
                 }
             }
             Event::Exit { target, time_ns } => self.exited(target, time_ns),
-            Event::Fork { .. } | Event::Birth { .. } | Event::End { .. } | Event::Miss { .. } | Event::Held { .. } => {}
+            Event::Fork { .. }
+            | Event::Birth { .. }
+            | Event::End { .. }
+            | Event::Miss { .. }
+            | Event::Held { .. }
+            | Event::Paused { .. } => {}
         }
     }
 
@@ -191,6 +192,13 @@ impl Live {
     pub fn set_states(&mut self, key: StackKey, states: Option<States>) {
         if let Some(count) = self.stacks.get_mut(&key) {
             count.states = states;
+        }
+    }
+
+    /// Notes until when a target's births are not tracked.
+    pub fn set_paused(&mut self, target: TargetId, until_ns: u64) {
+        if let Some(known) = self.targets.get_mut(&target) {
+            known.paused_until_ns = known.paused_until_ns.max(until_ns);
         }
     }
 
@@ -241,7 +249,8 @@ impl Live {
         self.targets.entry(target).or_insert(Target {
             since_ns: time_ns,
             exited_ns: None,
-            totals: NO_TOTALS,
+            totals: Totals::NONE,
+            paused_until_ns: 0,
         });
     }
 
@@ -271,6 +280,7 @@ fn sum(left: Totals, right: Totals) -> Totals {
         unmatched_ends: left.unmatched_ends + right.unmatched_ends,
         replaced: left.replaced + right.replaced,
         untracked: left.untracked + right.untracked,
+        untracked_ends: left.untracked_ends + right.untracked_ends,
     }
 }
 

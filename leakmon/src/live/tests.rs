@@ -163,6 +163,7 @@ fn what_a_forgotten_target_counted_stays_in_the_sum() {
                 unmatched_ends,
                 replaced: 1,
                 untracked: 0,
+                untracked_ends: 2,
             },
         );
     }
@@ -172,7 +173,8 @@ fn what_a_forgotten_target_counted_stays_in_the_sum() {
         Totals {
             unmatched_ends: 7,
             replaced: 2,
-            untracked: 0
+            untracked: 0,
+            untracked_ends: 4,
         }
     );
 }

@@ -381,5 +381,7 @@ fn matches_glob(pattern: &str, text: &str) -> bool {
     pattern[at..].iter().all(|byte| *byte == b'*')
 }
 
+mod threads;
+
 #[cfg(test)]
 mod tests;

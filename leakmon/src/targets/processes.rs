@@ -16,6 +16,8 @@ pub const MAPS_LINES_MAX: usize = 65_536;
 /// Bytes of a line of `maps` that are kept: `PATH_MAX` is 4,096, each byte of it may be escaped as `\012`, and the
 /// fields before it need less than 128.
 pub const MAPS_LINE_BYTES_MAX: usize = 4 * 4_096 + 128;
+/// Threads of a process that are looked at; `kernel.threads-max` is higher only on hosts with more than 512 GiB.
+pub const THREADS_MAX: usize = 1 << 22;
 /// Bytes of `stat` that are read: 52 numbers of at most 20 digits and a name of at most 64 bytes.
 const STAT_BYTES_MAX: u64 = 4_096;
 
@@ -150,6 +152,49 @@ pub fn start_time_ticks(tgid: u32) -> Result<u64, ProcessError> {
     let (_, ticks) = read_stat(tgid)?;
     Ok(ticks)
 }
+
+/// A thread that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thread {
+    /// Its number.
+    pub tid: u32,
+    /// When it was started, in nanoseconds since boot, as exact as the kernel's clock ticks are.
+    pub started_boot_ns: u64,
+}
+
+/// The threads of a process, its first one included. One that has ended and is still listed (a group leader that went before
+/// the others) is none.
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn threads(tgid: u32) -> Result<Vec<Thread>, ProcessError> {
+    let entries =
+        std::fs::read_dir(format!("/proc/{tgid}/task")).map_err(|source| ProcessError::new(tgid, "task", source))?;
+    let tid = |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+    Ok(entries
+        .take(THREADS_MAX)
+        .filter_map(tid)
+        .filter_map(|tid| thread(tgid, tid))
+        .collect())
+}
+
+/// One thread of a process; `None` where it does not run any more.
+#[must_use]
+pub fn thread(tgid: u32, tid: u32) -> Option<Thread> {
+    let (state, ticks) = read_stat_at(tgid, &format!("/proc/{tgid}/task/{tid}/stat")).ok()?;
+    // Zombie or dead (`man 5 proc_pid_stat`).
+    if matches!(state, b'Z' | b'X' | b'x') {
+        return None;
+    }
+    let ns_per_tick = 1_000_000_000 / TICKS_PER_SECOND;
+    Some(Thread {
+        tid,
+        started_boot_ns: ticks.saturating_mul(ns_per_tick),
+    })
+}
+
+/// `USER_HZ`, which is 100 on every architecture that leakmon knows (`include/asm-generic/param.h`).
+const TICKS_PER_SECOND: u64 = 100;
 
 /// The process that a thread belongs to: itself for a group leader (`Tgid` of `/proc/TID/status`).
 ///
@@ -301,8 +346,12 @@ fn without_executable(tgid: u32, source: io::Error) -> ProcessError {
 
 /// State (field 3) and start time (field 22) of `/proc/PID/stat`.
 fn read_stat(tgid: u32) -> Result<(u8, u64), ProcessError> {
+    read_stat_at(tgid, &format!("/proc/{tgid}/stat"))
+}
+
+fn read_stat_at(tgid: u32, path: &str) -> Result<(u8, u64), ProcessError> {
     let mut text = Vec::new();
-    File::open(format!("/proc/{tgid}/stat"))
+    File::open(path)
         .and_then(|file| file.take(STAT_BYTES_MAX).read_to_end(&mut text))
         .map_err(|source| ProcessError::new(tgid, "stat", source))?;
     parse_stat(&text).ok_or_else(|| ProcessError::Malformed {

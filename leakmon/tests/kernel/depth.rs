@@ -121,7 +121,7 @@ fn a_cut_stack_belongs_to_the_callsite_of_its_location_and_is_counted() {
         let of_descend: Vec<_> = run
             .report
             .callsites()
-            .iter()
+            .into_iter()
             .filter(|callsite| {
                 callsite["location"]["function"]
                     .as_str()

@@ -47,15 +47,7 @@ pub(crate) fn victim_for(test: &str, victim: &str) -> Option<PathBuf> {
 
 /// The victim's path, or `None` after the test was recorded as skipped.
 pub(crate) fn victim_built(test: &str, build: Build, victim: &str) -> Option<PathBuf> {
-    static REFUSAL: OnceLock<Option<String>> = OnceLock::new();
-    let refusal = REFUSAL.get_or_init(|| {
-        examine().into_iter().find_map(|check| match check.finding {
-            Finding::Broken(sentence) => Some(format!("{}: {sentence}", check.subject)),
-            Finding::Fine(_) | Finding::Lacking(_) => None,
-        })
-    });
-    if let Some(reason) = refusal {
-        skip(test, reason);
+    if !can_probe(test) {
         return None;
     }
     let path = built(build, victim);
@@ -67,6 +59,22 @@ pub(crate) fn victim_built(test: &str, build: Build, victim: &str) -> Option<Pat
         return None;
     }
     Some(path)
+}
+
+/// Whether this machine lets leakmon probe; where not, the test was recorded as skipped.
+pub(crate) fn can_probe(test: &str) -> bool {
+    static REFUSAL: OnceLock<Option<String>> = OnceLock::new();
+    let refusal = REFUSAL.get_or_init(|| {
+        examine().into_iter().find_map(|check| match check.finding {
+            Finding::Broken(sentence) => Some(format!("{}: {sentence}", check.subject)),
+            Finding::Fine(_) | Finding::Lacking(_) => None,
+        })
+    });
+    if let Some(reason) = refusal {
+        skip(test, reason);
+        return false;
+    }
+    true
 }
 
 fn built(build: Build, victim: &str) -> PathBuf {

@@ -16,6 +16,7 @@ mod observer;
 mod outputs;
 mod page;
 mod service;
+mod threads;
 mod truth;
 mod victim;
 mod wrappers;

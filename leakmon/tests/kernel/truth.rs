@@ -113,21 +113,34 @@ impl Report {
         self.0["loss"][name].as_u64().unwrap()
     }
 
-    pub(crate) fn callsites(&self) -> &[Value] {
-        self.0["callsites"].as_array().unwrap()
+    /// The callsites of tasks.
+    pub(crate) fn callsites(&self) -> Vec<&Value> {
+        self.callsites_where(|kind| kind != "thread")
+    }
+
+    /// The callsites of threads.
+    pub(crate) fn threads(&self) -> Vec<&Value> {
+        self.callsites_where(|kind| kind == "thread")
+    }
+
+    fn callsites_where(&self, wanted: impl Fn(&str) -> bool) -> Vec<&Value> {
+        let all = self.0["callsites"].as_array().unwrap();
+        all.iter()
+            .filter(|site| wanted(site["kind"].as_str().unwrap()))
+            .collect()
     }
 
     /// Every stack that is shown.
     pub(crate) fn stacks(&self) -> impl Iterator<Item = &Value> {
         self.callsites()
-            .iter()
+            .into_iter()
             .flat_map(|callsite| callsite["stacks"].as_array().unwrap())
     }
 
     /// All callsites, for a failure's message.
     pub(crate) fn locations(&self) -> Value {
         let location = |callsite: &Value| serde_json::json!([callsite["location"]["function"], callsite["spawned"]]);
-        self.callsites().iter().map(location).collect()
+        self.callsites().into_iter().map(location).collect()
     }
 
     /// All callsites of a kind, summed.
@@ -148,7 +161,7 @@ impl Report {
 
     fn sum(&self, wanted: impl Fn(&Value) -> bool) -> Counts {
         let mut sum = Counts::default();
-        for callsite in self.callsites().iter().filter(|callsite| wanted(callsite)) {
+        for callsite in self.callsites().into_iter().filter(|callsite| wanted(callsite)) {
             sum.add(Counts::of(callsite));
         }
         sum

@@ -87,6 +87,10 @@ fn losses_are_told_in_words_and_only_if_there_are_any() {
     report.loss = LossReport {
         events_dropped: 1,
         live_full: 2,
+        counts_full: 1,
+        paused: 5,
+        targets_full: 1,
+        untracked_ends: 4,
         stacks_full: 1,
         stacks_truncated: 3,
         unmatched_ends: 12,

@@ -1,0 +1,56 @@
+//! What the BPF programs are loaded with.
+//!
+//! In: bounds and switches that a person may set. Out: plain data. They are fixed once the programs are loaded.
+
+use leakmon_ebpf::abi::{
+    COUNTS_ENTRIES_MAX, HITS_PER_SECOND_MAX, LIVE_ENTRIES_MAX, PAUSE_NS, RING_BYTES, STACKS_ENTRIES_MAX,
+    TARGETS_ENTRIES_MAX,
+};
+
+/// What the programs are loaded with. Entry counts are bounds of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Tasks that can be followed at once.
+    pub live_entries_max: u32,
+    /// Stacks that can be kept.
+    pub stacks_entries_max: u32,
+    /// Pairs of target and stack that can be counted.
+    pub counts_entries_max: u32,
+    /// Processes that can be targets at once.
+    pub targets_entries_max: u32,
+    /// Hits that a target may have in a second before it is paused; 0: any number.
+    pub hits_per_second_max: u64,
+    /// How long it is paused, in nanoseconds.
+    pub pause_ns: u64,
+    /// Bytes of the event ring, a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Whether stacks are walked.
+    pub walk_stacks: bool,
+    /// Whether a walk that would give the same stack as the last one is left out.
+    pub remember_walks: bool,
+    /// Whether every birth and end is sent.
+    pub trace: bool,
+    /// Whether the programs log.
+    pub debug: bool,
+    /// Whether sites get programs that do nothing: the floor that benchmarks compare with.
+    pub empty_programs: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            live_entries_max: LIVE_ENTRIES_MAX,
+            stacks_entries_max: STACKS_ENTRIES_MAX,
+            counts_entries_max: COUNTS_ENTRIES_MAX,
+            targets_entries_max: TARGETS_ENTRIES_MAX,
+            hits_per_second_max: HITS_PER_SECOND_MAX,
+            pause_ns: PAUSE_NS,
+            ring_bytes: RING_BYTES,
+            walk_stacks: true,
+            remember_walks: true,
+            trace: false,
+            debug: false,
+            empty_programs: false,
+        }
+    }
+}
