@@ -40,6 +40,9 @@ pub const PAUSE_NS: u64 = 10_000_000_000;
 /// Key, in place of a stack's, of threads that were there before their process was looked at, its first one included.
 pub const EARLIER_THREADS: u64 = 1;
 
+/// Ends of each stack that send a [`RecordKind::Proof`].
+pub const PROOFS_PER_STACK: u64 = 4;
+
 /// Flag of a process in `WATCHED`: its descendants are watched too.
 pub const FOLLOW: u32 = 1;
 /// Flag of a process in `WATCHED`: it stops at its entry point until user space lets it go. Not passed on.
@@ -100,6 +103,7 @@ pub enum Kind {
 /// | 14 | every process of the image is a target, not just those in `WATCHED` |
 /// | 16–39 | site's index in its image's plan |
 /// | 40–55 | image number, given by user space |
+/// | 56–63 | births: which word of the header points to the vtable, 0 where that is not known |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cookie(pub u64);
 
@@ -118,6 +122,7 @@ impl Cookie {
         Self::SITES_MAX - 1,
         Self::IMAGES_MAX - 1,
     );
+    const VTABLE_WORD_SHIFT: u32 = 56;
 
     /// Packs the fields; what exceeds its bits is cut off, so callers check `site` and `image` against the bounds.
     #[must_use]
@@ -142,6 +147,18 @@ impl Cookie {
     #[must_use]
     pub const fn is_for_every_process(self) -> bool {
         self.0 & Self::EVERY_PROCESS != 0
+    }
+
+    /// The same site, with the word of the header that points to the vtable.
+    #[must_use]
+    pub const fn with_vtable_word(self, word: u8) -> Self {
+        Self(self.0 & !(0xff << Self::VTABLE_WORD_SHIFT) | (word as u64) << Self::VTABLE_WORD_SHIFT)
+    }
+
+    /// The word of the header that points to the vtable: its offset divided by 8.
+    #[must_use]
+    pub const fn vtable_word(self) -> u8 {
+        (self.0 >> Self::VTABLE_WORD_SHIFT) as u8
     }
 
     /// Machine encoding of the register that holds the header's address.
@@ -437,6 +454,9 @@ pub enum RecordKind {
     Held = 9,
     /// A target had too many hits: `target`, `first` the time until which its births are not tracked.
     Paused = 10,
+    /// What the header of one of a stack's first tasks showed at its end: `stack` is the birth's [`Cookie`]; `first` the pointer to
+    /// the vtable, less the address of the end site; `second` the end's [`Cookie`] with the state word's low byte in bits 56–63.
+    Proof = 11,
 }
 
 layout! {

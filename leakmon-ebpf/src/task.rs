@@ -12,10 +12,12 @@ use crate::{
 };
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns},
+    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns, bpf_probe_read_user},
     programs::ProbeContext,
 };
-use leakmon_ebpf::abi::{Cookie, CountKey, CountValue, LiveKey, LiveValue, Loss, REPORT_INTERVAL_NS, RecordKind, Role};
+use leakmon_ebpf::abi::{
+    Cookie, CountKey, CountValue, LiveKey, LiveValue, Loss, PROOFS_PER_STACK, REPORT_INTERVAL_NS, RecordKind, Role,
+};
 
 /// A hit that counts.
 struct Hit {
@@ -83,9 +85,11 @@ pub fn end(ctx: &ProbeContext) -> u32 {
         return 0;
     };
     target::pay(current, now_ns);
-    // A completed task is freed later, which says nothing new.
-    if !untrack(key, now_ns) && cookie.role() != Role::Freed as u8 {
-        target::count_unmatched_end(current);
+    match take(key, now_ns) {
+        Some(count) => prove(ctx, cookie, key, count, now_ns),
+        // A completed task is freed later, which says nothing new.
+        None if cookie.role() == Role::Freed as u8 => {}
+        None => target::count_unmatched_end(current),
     }
     0
 }
@@ -121,22 +125,24 @@ pub fn is_tracked(key: LiveKey) -> bool {
 /// Takes a task or thread out of `LIVE` and counts its end. False where it was not there.
 #[inline(always)]
 pub fn untrack(key: LiveKey, now_ns: u64) -> bool {
-    let Some(live) = LIVE.get_ptr(key) else {
-        return false;
-    };
+    take(key, now_ns).is_some()
+}
+
+/// As [`untrack`]: the counters of its stack where it was there, null where those are missing.
+#[inline(always)]
+fn take(key: LiveKey, now_ns: u64) -> Option<*mut CountValue> {
+    let live = LIVE.get_ptr(key)?;
     let stack = unsafe { (*live).stack };
-    if LIVE.remove(key).is_err() {
-        return false;
-    }
+    LIVE.remove(key).ok()?;
     let count_key = CountKey {
         target: key.target,
         stack,
     };
-    count_end(count_key, now_ns);
+    let count = count_end(count_key, now_ns);
     if trace() != 0 {
         emit::emit(RecordKind::End, now_ns, key.target, stack, key.header, 0);
     }
-    true
+    Some(count)
 }
 
 /// Closes the task that was born at the same address, where there is one.
@@ -194,13 +200,40 @@ fn count_birth(key: CountKey, cookie: Cookie, now_ns: u64) -> bool {
     true
 }
 
-/// Adds one to `ended`.
+/// Adds one to `ended`; the counters, or null where they are missing.
 #[inline(always)]
-fn count_end(key: CountKey, now_ns: u64) {
-    if let Some(count) = COUNTS.get_ptr_mut(key) {
-        unsafe { atomic::add(&raw mut (*count).ended, 1) };
-        report(key, count, now_ns);
+fn count_end(key: CountKey, now_ns: u64) -> *mut CountValue {
+    let Some(count) = COUNTS.get_ptr_mut(key) else {
+        return core::ptr::null_mut();
+    };
+    unsafe { atomic::add(&raw mut (*count).ended, 1) };
+    report(key, count, now_ns);
+    count
+}
+
+/// Sends what the header of one of a stack's first ending tasks shows, for user space to compare with the plan. At its birth it was
+/// not written yet.
+#[inline(always)]
+fn prove(ctx: &ProbeContext, end: Cookie, key: LiveKey, count: *const CountValue, now_ns: u64) {
+    if count.is_null() || unsafe { (*count).ended } > PROOFS_PER_STACK {
+        return;
     }
+    let birth = Cookie(unsafe { (*count).cookie });
+    let word = birth.vtable_word();
+    if word == 0 {
+        return;
+    }
+    let place = key.header.wrapping_add(8 * u64::from(word));
+    let read = unsafe {
+        (
+            bpf_probe_read_user(key.header as *const u64),
+            bpf_probe_read_user(place as *const u64),
+        )
+    };
+    let (Ok(state), Ok(vtable)) = read else { return };
+    let distance = vtable.wrapping_sub(unsafe { (*ctx.regs).rip });
+    let second = end.with_vtable_word(state as u8).0;
+    emit::emit(RecordKind::Proof, now_ns, key.target, birth.0, distance, second);
 }
 
 /// Sends the entry's counters, at most once in [`REPORT_INTERVAL_NS`]. Two processors may both send: counters are

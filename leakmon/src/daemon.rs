@@ -9,6 +9,7 @@ mod hold;
 mod images;
 mod names;
 mod processes;
+mod proof;
 mod publication;
 mod threads;
 mod timeline;
@@ -20,7 +21,14 @@ pub use watching::Watchable;
 use crate::{
     analysis::Analyst,
     export::report::Report,
-    kernel::{Kernel, Settings, clock::monotonic_ns, event::Event, recording::Recorder, ring::EventRing},
+    kernel::{
+        Kernel, Settings,
+        clock::monotonic_ns,
+        detach,
+        event::{Event, Proof},
+        recording::Recorder,
+        ring::EventRing,
+    },
     live::{Live, StackKey},
     self_metrics::Configured,
     supervision::Pulse,
@@ -30,6 +38,7 @@ use images::Images;
 use leakmon_ebpf::abi::{HOLD, Loss, TargetId};
 use names::Names;
 use processes::Processes;
+use proof::Proofs;
 use publication::Publisher;
 use std::{
     path::Path,
@@ -66,6 +75,7 @@ pub struct Observer {
     names: Names,
     unwinding: Unwinding,
     earlier_threads: EarlierThreads,
+    proofs: Proofs,
     publisher: Option<Publisher>,
     pulse: Option<Pulse>,
     timeline: Option<Timeline>,
@@ -99,6 +109,7 @@ impl Observer {
             unwinding: Unwinding::new(analyst.clone())?,
             analyst,
             earlier_threads: EarlierThreads::default(),
+            proofs: Proofs::default(),
             publisher: None,
             pulse: None,
             timeline: None,
@@ -236,6 +247,7 @@ impl Observer {
                 self.unwinding.see(target, &mut self.kernel);
                 self.earlier_threads.see(target, &mut self.kernel);
             }
+            Event::Proof(proof) => self.judge(&proof),
             Event::Miss { target } => self.unwinding.see(target, &mut self.kernel),
             Event::Held { target } => {
                 self.names.see_target(target);
@@ -251,6 +263,21 @@ impl Observer {
                     .want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
             }
             _ => {}
+        }
+    }
+
+    /// Compares what an ending task showed with the plan; a site that has failed is detached, and its image is followed in part.
+    fn judge(&mut self, proof: &Proof) {
+        let Some(image) = self.images.of_cookie(proof.end) else {
+            return;
+        };
+        for failure in self.proofs.take(proof, &image.plan) {
+            let (number, index) = (failure.site.image(), failure.site.site() as usize);
+            tracing::warn!("{}", failure.reason);
+            self.images.drop_site(failure.site, failure.reason);
+            if let Some(links) = self.kernel.take_site(number, index) {
+                detach::on_thread(links);
+            }
         }
     }
 

@@ -18,6 +18,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Of each sort that ends, and of each that doesn't.
 const COUNTS: (usize, usize) = (100, 9);
 
+/// What the C program calls where this is a shared library.
+#[cfg(feature = "library")]
+#[unsafe(no_mangle)]
+pub extern "C" fn run_victim() {
+    main();
+}
+
 fn main() {
     #[allow(unused_mut)]
     let (mut spawned, mut ended) = first::run(COUNTS.0, COUNTS.1);

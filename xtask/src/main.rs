@@ -1,4 +1,4 @@
-//! leakmon's own commands: `cargo xtask setup`, `build-ebpf`, `demo`, `victims`, `test`, `bench`, `fuzz`, `tidy`.
+//! leakmon's own commands: `cargo xtask setup`, `build-ebpf`, `demo`, `victims`, `test`, `matrix`, `bench`, `fuzz`, `tidy`.
 //!
 //! This file dispatches; each command has a file of its own. Nothing here is part of the program that users run.
 #![allow(clippy::print_stdout, reason = "these commands talk to a person")]
@@ -7,6 +7,7 @@ mod bench;
 mod build_ebpf;
 mod demo;
 mod fuzz;
+mod matrix;
 mod setup;
 mod source_hash;
 mod stage;
@@ -51,6 +52,12 @@ enum Command {
         #[arg(default_value_t = 600)]
         seconds: u32,
     },
+    /// Compare leakmon's counts with those of programs of every tokio version, profile and way of linking; takes hours
+    Matrix {
+        /// Only the programs whose name contains this
+        #[arg(long, value_name = "PATTERN")]
+        only: Option<String>,
+    },
     /// Measure what leakmon costs, as ratios within one run
     Bench {
         /// What to measure; all that says how leakmon compares where none is named
@@ -74,6 +81,7 @@ fn main() -> ExitCode {
         Command::Victims => victims::build_all(&workspace),
         Command::Test => test::run(&workspace),
         Command::Tidy => tidy::run(&workspace),
+        Command::Matrix { only } => matrix::run(&workspace, only.as_deref()),
         Command::Fuzz { seconds } => fuzz::run(&workspace, seconds),
         Command::Bench {
             subjects,

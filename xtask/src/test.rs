@@ -7,7 +7,7 @@
 //! returns. libtest counts it as passed; here it is counted as skipped, and with `CI=true` that is a failure.
 
 use crate::{
-    build_ebpf,
+    build_ebpf, matrix,
     stage::Stages,
     tidy, victims,
     workspace::{self, Workspace},
@@ -57,6 +57,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     });
     stages.run("victims", || victims::build_all(workspace));
     stages.run("tests", || run_tests(workspace, &mut tally));
+    stages.run("matrix", || matrix::run_small(workspace));
     stages.run("tidy", || tidy::run(workspace));
     // Advisories change by the day and need a database from elsewhere; what is checked here holds for a commit.
     stages.run("licences", || {

@@ -170,7 +170,8 @@ impl Assembly<'_> {
         let Some(image) = image else {
             return self.threads_only(id, target, sums);
         };
-        let (status, reason) = processes::status(image.shortfall(), target, self.now_ns);
+        let shortfall = image.shortfall().or_else(|| stray_ends(image, target));
+        let (status, reason) = processes::status(shortfall, target, self.now_ns);
         Some(TargetReport {
             id: target_name(id),
             pid: id.tgid(),
@@ -231,6 +232,17 @@ impl Assembly<'_> {
             replaced: totals.replaced,
         }
     }
+}
+
+/// A target whose every task was born under the probes has no end without a birth: where it has, a birth site is missing.
+fn stray_ends(image: &Image, target: &Target) -> Option<String> {
+    // What was born uncounted ends uncounted.
+    let stray = target
+        .totals
+        .unmatched_ends
+        .saturating_sub(target.totals.untracked);
+    (stray > 0 && target.since_ns >= image.attached_ns)
+        .then(|| format!("{stray} tasks ended whose birth was not seen: the plan of this binary misses a birth site."))
 }
 
 /// Leaks first, then what may be one, then all others alike.

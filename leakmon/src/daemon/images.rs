@@ -3,7 +3,7 @@
 //! In: plans from `targets`, attach outcomes from `kernel`. Out: what a cookie or a process's executable stands for.
 
 use crate::{
-    kernel::attach::Attached,
+    kernel::{attach::Attached, clock::monotonic_ns},
     symbols::{self, address_space::Place, image::ImageFile},
     targets::plan::{ProbePlan, ProbeSite, TaskType},
 };
@@ -22,6 +22,8 @@ pub(super) struct Image {
     file: Arc<ImageFile>,
     /// Which sites are attached.
     pub(super) attached: Attached,
+    /// When they were: what has been a target since has no older tasks.
+    pub(super) attached_ns: u64,
 }
 
 impl Image {
@@ -39,6 +41,7 @@ impl Image {
                 debug: None,
             }),
             attached,
+            attached_ns: monotonic_ns(),
         })
     }
 
@@ -132,6 +135,15 @@ impl Images {
     #[must_use]
     pub(super) fn of_cookie(&self, cookie: Cookie) -> Option<&Image> {
         self.0.get(cookie.image() as usize)
+    }
+
+    /// Takes a site off the attached ones, with the reason.
+    pub(super) fn drop_site(&mut self, site: Cookie, reason: String) {
+        if let Some(image) = self.0.get_mut(site.image() as usize) {
+            let index = site.site() as usize;
+            image.attached.sites.retain(|attached| *attached != index);
+            image.attached.refused.push((index, reason));
+        }
     }
 
     /// The site of a cookie, and the type of the tasks that are born there.

@@ -11,6 +11,7 @@ use aya::programs::{
 };
 use leakmon_ebpf::abi::{Condition, Cookie, Kind, Role};
 use std::{
+    collections::BTreeMap,
     fs::File,
     os::{fd::AsRawFd, unix::fs::FileExt},
     path::{Path, PathBuf},
@@ -29,8 +30,8 @@ pub(super) const PROGRAMS: [&str; 4] = [BIRTH, END, ENTRY, EMPTY];
 pub struct Links {
     /// Of the entry point. Before the sites, since links are closed in this order: a leakmon that is killed soon stops holding.
     entry: Option<UProbeLink>,
-    /// Of probe sites.
-    sites: Vec<UProbeLink>,
+    /// Of probe sites, by their index in the plan.
+    sites: BTreeMap<usize, UProbeLink>,
 }
 
 /// Who an image is to the programs, and for whom its sites count.
@@ -62,11 +63,25 @@ pub fn cookie(plan: &ProbePlan, index: usize, image: ImageNumber) -> Option<Cook
         .and_then(|index| plan.task_types.get(index))
         .map_or(Kind::Task, |task_type| task_type.kind);
     let cookie = Cookie::new(site.register, site.role, site.condition, kind, site_number, number);
+    let cookie = match site.role {
+        Role::Birth => cookie.with_vtable_word(vtable_word(plan, site)),
+        _ => cookie,
+    };
     Some(if image.every_process {
         cookie.for_every_process()
     } else {
         cookie
     })
+}
+
+/// Which word of the header of what is born at a site points to the vtable; 0 where its types don't agree.
+fn vtable_word(plan: &ProbePlan, site: &ProbeSite) -> u8 {
+    let own = site.task_type.and_then(|index| plan.task_types.get(index));
+    let mut types = own.map_or(&plan.task_types[..], std::slice::from_ref).iter();
+    let Some(first) = types.next() else { return 0 };
+    let same = types.all(|other| other.vtable_offset == first.vtable_offset);
+    let word = u8::try_from(first.vtable_offset / 8).unwrap_or_default();
+    if same { word } else { 0 }
 }
 
 impl Kernel {
@@ -105,7 +120,7 @@ impl Kernel {
                 });
                 match attached {
                     Ok(link) => {
-                        links.sites.push(link);
+                        links.sites.insert(index, link);
                         outcome.sites.push(index);
                     }
                     Err(reason) => outcome.refused.push((index, reason)),
@@ -120,6 +135,16 @@ impl Kernel {
     #[must_use]
     pub fn take_links(&mut self, number: u32) -> Option<Links> {
         self.links.remove(&number)
+    }
+
+    /// Takes one site of an image out of use; as [`Self::take_links`].
+    #[must_use]
+    pub fn take_site(&mut self, number: u32, index: usize) -> Option<Links> {
+        let link = self.links.get_mut(&number)?.sites.remove(&index)?;
+        Some(Links {
+            entry: None,
+            sites: BTreeMap::from([(index, link)]),
+        })
     }
 
     /// Attaches the program that sees a process at its entry point.

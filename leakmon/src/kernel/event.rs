@@ -105,12 +105,27 @@ pub enum Event {
         /// Who.
         target: TargetId,
     },
+    /// What an ending task's header showed.
+    Proof(Proof),
+}
+
+/// What the header of a task showed at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Where it was born.
+    pub birth: Cookie,
+    /// Where it ended.
+    pub end: Cookie,
+    /// The pointer to its vtable, less the address of the end site.
+    pub vtable_distance: u64,
+    /// Low byte of its state word.
+    pub state: u8,
 }
 
 impl Event {
     /// Names of the kinds, in the order of [`Self::kind_index`]; label values of `leakmon_events_total`.
-    pub const KINDS: [&'static str; 11] = [
-        "stack", "changed", "target", "exec", "exit", "fork", "birth", "end", "miss", "held", "paused",
+    pub const KINDS: [&'static str; 12] = [
+        "stack", "changed", "target", "exec", "exit", "fork", "birth", "end", "miss", "held", "paused", "proof",
     ];
 
     /// Parses one record.
@@ -168,6 +183,13 @@ impl Event {
             Self::Held { target }
         } else if is(RecordKind::Paused) {
             Self::Paused { target }
+        } else if is(RecordKind::Proof) {
+            Self::Proof(Proof {
+                birth: Cookie(stack),
+                end: Cookie(second),
+                vtable_distance: first,
+                state: Cookie(second).vtable_word(),
+            })
         } else {
             return None;
         })
@@ -213,6 +235,7 @@ impl Event {
             Self::Miss { .. } => RecordKind::Miss,
             Self::Held { .. } => RecordKind::Held,
             Self::Paused { .. } => RecordKind::Paused,
+            Self::Proof(_) => RecordKind::Proof,
         };
         kind as usize
     }

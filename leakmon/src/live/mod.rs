@@ -152,7 +152,8 @@ impl Live {
             | Event::End { .. }
             | Event::Miss { .. }
             | Event::Held { .. }
-            | Event::Paused { .. } => {}
+            | Event::Paused { .. }
+            | Event::Proof(_) => {}
         }
     }
 
