@@ -29,6 +29,12 @@ fn a_cookie_gives_back_what_it_was_made_of() {
             assert_eq!(cookie.site(), site);
             assert_eq!(cookie.image(), image);
             assert_eq!(cookie.is_for_every_process(), every);
+            assert_eq!(cookie.vtable_word(), 0);
+            let proving = cookie.with_vtable_word(0xff).with_vtable_word(5);
+            assert_eq!(
+                (proving.vtable_word(), proving.image(), proving.site()),
+                (5, image, site)
+            );
         }
     }
 }

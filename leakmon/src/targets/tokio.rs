@@ -32,7 +32,15 @@ pub(super) fn find(image: &Image<'_>) -> Finding {
     let mut found = Found::default();
     let mut claimed = Claimed::default();
     for shape in &SHAPES {
-        let vtables = vtables::scan(image, shape, &minors, &claimed);
+        if !shape.is_sought(&minors) {
+            continue;
+        }
+        // Tables that their integers don't prove count only where something completes: most programs have nothing that does, and
+        // are done with here.
+        if !shape.is_proven() && !found.complete(image, shape.completion) {
+            continue;
+        }
+        let vtables = vtables::scan(image, shape, &claimed);
         if vtables.is_empty() {
             continue;
         }
@@ -41,10 +49,10 @@ pub(super) fn find(image: &Image<'_>) -> Finding {
             let version = versions.shown();
             return Finding::Unsupported { version, reason };
         }
-        let completions = found
-            .completions
-            .entry(shape.completion)
-            .or_insert_with(|| completions::find(image, shape.completion));
+        found.complete(image, shape.completion);
+        let Some(completions) = found.completions.get(&shape.completion) else {
+            continue;
+        };
         let (vtables, incomplete) = completing(image, shape, vtables, completions);
         let births = births::find(image, shape, &vtables);
         let born: BTreeSet<u64> = births.iter().map(|birth| birth.vtable).collect();
@@ -66,7 +74,9 @@ pub(super) fn find(image: &Image<'_>) -> Finding {
         .iter()
         .any(|(shape, ..)| found.has_ends(shape.completion));
     if found.families.is_empty() || !ends {
-        return absent(&versions, &minors, !found.families.is_empty());
+        let endless = |shape: &Shape| shape.covers(&minors) && !shape.is_proven() && !found.has_ends(shape.completion);
+        let has_tasks = !found.families.is_empty() || SHAPES.iter().any(endless);
+        return absent(&versions, &minors, has_tasks);
     }
     Finding::Planned(plan(image, &versions, found))
 }
@@ -80,6 +90,13 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
+    /// Looks for completions, where that was not done yet; says whether there are any.
+    fn complete(&mut self, image: &Image<'_>, completion: Completion) -> bool {
+        let found = || completions::find(image, completion);
+        self.completions.entry(completion).or_insert_with(found);
+        self.has_ends(completion)
+    }
+
     fn has_ends(&self, completion: Completion) -> bool {
         self.completions
             .get(&completion)
@@ -110,19 +127,16 @@ fn completing<'a>(
     (kept, incomplete)
 }
 
-/// Why there is no plan: `has_tasks` where task types were found and no end of any.
+/// Why there is no plan: `has_tasks` where there are task types and no end of any.
 fn absent(versions: &Versions, minors: &Minors, has_tasks: bool) -> Finding {
     let version = versions.shown();
     if version.is_none() && !has_tasks {
         return Finding::Absent;
     }
-    let symbols_needed = |minor: &u32| {
-        let mut shapes = SHAPES.iter().filter(|shape| shape.completion == Completion::Harness);
-        shapes.any(|shape| (shape.minors.0..=shape.minors.1).contains(minor))
-    };
+    let symbols_needed = |shape: &Shape| shape.completion == Completion::Harness && shape.covers(minors);
     let reason = if has_tasks {
         "nothing in it shows where tasks end; build it with optimisation, or keep its symbol table".to_owned()
-    } else if minors.0.iter().any(symbols_needed) {
+    } else if SHAPES.iter().any(symbols_needed) {
         "with this version only symbols show where tasks end, and it has none for them; keep its symbol table"
             .to_owned()
     } else {

@@ -7,6 +7,7 @@
 mod building;
 mod combinations;
 mod outcome;
+mod strangers;
 
 use crate::{
     build_ebpf, victims,
@@ -45,7 +46,7 @@ pub(crate) fn run(workspace: &Workspace, only: Option<&str>) -> Result<()> {
     check(&outcomes)
 }
 
-/// Runs the small set with a leakmon that is there already.
+/// Runs the small set, and looks at programs without tokio.
 pub(crate) fn run_small(workspace: &Workspace) -> Result<()> {
     let leakmon = victims::build_leakmon(workspace)?;
     let small = |combination: &Combination| SMALL.contains(&combination.name.as_str());
@@ -53,7 +54,8 @@ pub(crate) fn run_small(workspace: &Workspace) -> Result<()> {
     if combinations.len() != SMALL.len() {
         bail!("{} of {} small combinations exist", combinations.len(), SMALL.len());
     }
-    check(&run_all(workspace, &leakmon, combinations))
+    check(&run_all(workspace, &leakmon, combinations))?;
+    strangers::check(workspace, &leakmon)
 }
 
 fn run_all(workspace: &Workspace, leakmon: &Path, combinations: Vec<Combination>) -> Vec<Outcome> {

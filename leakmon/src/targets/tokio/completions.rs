@@ -163,13 +163,21 @@ fn is_transition(name: &[u8]) -> bool {
     contains(b"22transition_to_complete") && contains(b"5State")
 }
 
-/// Start addresses of the functions that have `lock cmpxchg` (F0, perhaps REX, 0F B1).
+/// Start addresses of the functions that have `lock cmpxchg` (F0, REX, 0F B1) close behind what may be `xor reg, 3` (REX, 83 /6, 3).
 fn functions_with_exchange(image: &Image<'_>) -> BTreeSet<u64> {
+    /// Instructions are at most 15 bytes long.
+    const LOOKED_BACK_BYTES: usize = XOR_DISTANCE_MAX * 15;
     let mut found = BTreeSet::new();
     for segment in image.segments.iter().filter(|segment| segment.executable) {
         for (index, window) in segment.data.windows(4).enumerate() {
-            let matches = matches!(*window, [0xf0, 0x48..=0x4f, 0x0f, 0xb1]);
-            if matches && let Some(function) = image.function(segment.address + index as u64) {
+            if !matches!(*window, [0xf0, 0x48..=0x4f, 0x0f, 0xb1]) {
+                continue;
+            }
+            let before = &segment.data[index.saturating_sub(LOOKED_BACK_BYTES)..index];
+            let flips = before
+                .windows(3)
+                .any(|bytes| matches!(*bytes, [0x83, 0xf0..=0xf7, flipped] if u64::from(flipped) == DELTA));
+            if flips && let Some(function) = image.function(segment.address + index as u64) {
                 found.insert(function.start);
                 if found.len() >= EXCHANGES_MAX {
                     return found;

@@ -240,23 +240,26 @@ impl Shape {
 
     /// Whether an image that names these versions may have such tables. Tables that are told by their integers are looked for in
     /// every image; others only where no version is named, or one that has them.
-    fn is_sought(&self, minors: &Minors) -> bool {
-        let (first, last) = self.minors;
-        let named = |range: std::ops::RangeInclusive<u32>| minors.0.iter().any(|minor| range.contains(minor));
+    pub(super) fn is_sought(&self, minors: &Minors) -> bool {
         match (self.integers, self.completion) {
-            (0, Completion::Transition) => minors.0.is_empty() || named(first..=last),
-            (0, Completion::Harness) => named(first..=last),
+            (0, Completion::Transition) => minors.0.is_empty() || self.covers(minors),
+            (0, Completion::Harness) => self.covers(minors),
             _ => true,
         }
+    }
+
+    /// Whether one of the versions has this shape.
+    pub(super) fn covers(&self, minors: &Minors) -> bool {
+        minors
+            .0
+            .iter()
+            .any(|minor| (self.minors.0..=self.minors.1).contains(minor))
     }
 }
 
 /// All words that look like the start of a vtable of this shape, but for those within `claimed`.
-pub(super) fn scan(image: &Image<'_>, shape: &Shape, minors: &Minors, claimed: &Claimed) -> Vec<Vtable> {
+pub(super) fn scan(image: &Image<'_>, shape: &Shape, claimed: &Claimed) -> Vec<Vtable> {
     let mut found = Vec::new();
-    if !shape.is_sought(minors) {
-        return found;
-    }
     for window in image.words.windows(shape.functions) {
         let address = window[0].0;
         let consecutive = window
