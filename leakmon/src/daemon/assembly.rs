@@ -237,10 +237,7 @@ impl Assembly<'_> {
 /// A target whose every task was born under the probes has no end without a birth: where it has, a birth site is missing.
 fn stray_ends(image: &Image, target: &Target) -> Option<String> {
     // What was born uncounted ends uncounted.
-    let stray = target
-        .totals
-        .unmatched_ends
-        .saturating_sub(target.totals.untracked);
+    let stray = target.totals.unmatched_ends.saturating_sub(target.totals.untracked);
     (stray > 0 && target.since_ns >= image.attached_ns)
         .then(|| format!("{stray} tasks ended whose birth was not seen: the plan of this binary misses a birth site."))
 }
