@@ -20,7 +20,7 @@ const COUNTS: (usize, usize) = (100, 9);
 
 /// What the C program calls where this is a shared library.
 #[cfg(feature = "library")]
-#[unsafe(no_mangle)]
+#[no_mangle]
 pub extern "C" fn run_victim() {
     main();
 }

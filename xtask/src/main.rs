@@ -18,7 +18,7 @@ mod workspace;
 
 use clap::{Parser, Subcommand};
 use setup::Purpose;
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 use workspace::Workspace;
 
 #[derive(Parser)]
@@ -57,6 +57,12 @@ enum Command {
         /// Only the programs whose name contains this
         #[arg(long, value_name = "PATTERN")]
         only: Option<String>,
+        /// Only the programs that were built before
+        #[arg(long)]
+        built: bool,
+        /// Use this leakmon instead of building one
+        #[arg(long, value_name = "PATH")]
+        leakmon: Option<PathBuf>,
     },
     /// Measure what leakmon costs, as ratios within one run
     Bench {
@@ -81,7 +87,7 @@ fn main() -> ExitCode {
         Command::Victims => victims::build_all(&workspace),
         Command::Test => test::run(&workspace),
         Command::Tidy => tidy::run(&workspace),
-        Command::Matrix { only } => matrix::run(&workspace, only.as_deref()),
+        Command::Matrix { only, built, leakmon } => matrix::run(&workspace, matrix::Selection { only, built, leakmon }),
         Command::Fuzz { seconds } => fuzz::run(&workspace, seconds),
         Command::Bench {
             subjects,

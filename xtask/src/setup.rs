@@ -36,7 +36,7 @@ const LINKER_PACKAGES: [&str; 5] = [
     "libzstd-dev",
 ];
 /// For `promtool`, with which a test checks the metrics page; for the browser that looks at the page at `/`; for the place that Go is
-/// installed into; for a victim that is no Rust program; GNU time, with which the matrix measures scans.
+/// installed into; for a victim that is no Rust program.
 const TEST_PACKAGES: [&str; 6] = [
     "prometheus",
     "chromium",

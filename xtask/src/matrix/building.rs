@@ -21,7 +21,7 @@ const PACKAGE: &str = r#"
 [package]
 name = "victim"
 version = "0.0.0"
-edition = "2024"
+edition = "2021"
 
 [features]
 join_set = []
@@ -94,9 +94,19 @@ fn recipe(variant: Variant) -> Recipe {
     }
 }
 
+/// Whether a combination's program is there, or can be made by removing symbols from one.
+pub(super) fn is_built(workspace: &Workspace, combination: &Combination) -> bool {
+    let program = |combination: &Combination| folder(workspace).join(&combination.name);
+    program(combination).is_file() || program(&combination.unstripped()).is_file()
+}
+
+fn folder(workspace: &Workspace) -> PathBuf {
+    workspace.target().join("matrix/programs")
+}
+
 /// The program of a combination, built where it is not there yet.
 pub(super) fn program(workspace: &Workspace, combination: &Combination) -> Result<PathBuf> {
-    let folder = workspace.target().join("matrix/programs");
+    let folder = folder(workspace);
     fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
     let program = folder.join(&combination.name);
     if program.is_file() {

@@ -16,7 +16,10 @@ use crate::{
 use anyhow::{Context as _, Result, bail};
 use combinations::Combination;
 use outcome::{Outcome, Verdict};
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Combinations that `cargo xtask test` runs: one of each shape of tokio's tables, and the ways of linking that differ most.
 const SMALL: [&str; 7] = [
@@ -29,15 +32,38 @@ const SMALL: [&str; 7] = [
     "1.10.1-release-stripped",
 ];
 
-/// Runs the combinations whose name contains `only`; without it all of them, and the document is written.
-pub(crate) fn run(workspace: &Workspace, only: Option<&str>) -> Result<()> {
-    let chosen = |combination: &Combination| only.is_none_or(|only| combination.name.contains(only));
+/// What is run, and with which leakmon.
+#[derive(Debug, Default)]
+pub(crate) struct Selection {
+    /// Only names that contain this.
+    pub(crate) only: Option<String>,
+    /// Only programs that are there already.
+    pub(crate) built: bool,
+    /// A leakmon that is there already.
+    pub(crate) leakmon: Option<PathBuf>,
+}
+
+/// Runs the selected combinations; without a pattern the document is written.
+pub(crate) fn run(workspace: &Workspace, selection: Selection) -> Result<()> {
+    let only = selection.only.as_deref();
+    let chosen = |combination: &Combination| {
+        only.is_none_or(|only| combination.name.contains(only))
+            && (!selection.built || building::is_built(workspace, combination))
+    };
     let combinations: Vec<Combination> = combinations::all().into_iter().filter(chosen).collect();
     if combinations.is_empty() {
-        bail!("no combination has {:?} in its name", only.unwrap_or_default());
+        bail!(
+            "there is no combination with {:?} in its name",
+            only.unwrap_or_default()
+        );
     }
-    build_ebpf::run(workspace, false)?;
-    let leakmon = victims::build_leakmon(workspace)?;
+    let leakmon = match selection.leakmon {
+        Some(leakmon) => leakmon,
+        None => {
+            build_ebpf::run(workspace, false)?;
+            victims::build_leakmon(workspace)?
+        }
+    };
     let outcomes = run_all(workspace, &leakmon, combinations);
     if only.is_none() {
         let path = workspace.root.join("docs/matrix.md");
@@ -92,12 +118,14 @@ fn document(outcomes: &[Outcome]) -> Result<String> {
     let rustc = workspace::output(std::process::Command::new("rustc").arg("--version"))?;
     let exact = outcomes.iter().filter(|outcome| outcome.is_exact()).count();
     let built = outcomes.iter().filter(|outcome| outcome.is_built()).count();
+    let all = combinations::all().len();
     let mut text = format!(
         "# What leakmon follows exactly\n\n\
          Written by `cargo xtask matrix` on {}, {}, {}.\n\n\
          Each program spawns some 3,000 tasks in every way that its tokio has (`xtask/matrix/tasks.rs`), and knows how many were born, \
          ended and lived. *exact*: leakmon counted the same, and paired each end with its birth. *partial*: it says that it misses \
-         something, and what. *refused*: it says why it can't follow the program. {exact} of {built} programs are exact.\n\n\
+         something, and what. *refused*: it says why it can't follow the program. {exact} of {built} programs are exact, of {all} that the \
+         matrix has.\n\n\
          | program | tokio | outcome | births | birth sites | end sites | slow sites | says |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         date.trim(),
