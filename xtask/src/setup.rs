@@ -37,14 +37,7 @@ const LINKER_PACKAGES: [&str; 5] = [
 ];
 /// For `promtool`, with which a test checks the metrics page; for the browser that looks at the page at `/`; for the place that Go is
 /// installed into; for a victim that is no Rust program.
-const TEST_PACKAGES: [&str; 6] = [
-    "prometheus",
-    "chromium",
-    "chromium-driver",
-    "python3-venv",
-    "python3",
-    "time",
-];
+const TEST_PACKAGES: [&str; 5] = ["prometheus", "chromium", "chromium-driver", "python3-venv", "python3"];
 /// Where Debian's `llvm-22-dev` is; bpf-linker's build asks for it.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
