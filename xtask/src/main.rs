@@ -74,6 +74,9 @@ enum Command {
         /// Tasks that a run times
         #[arg(long, default_value_t = 100_000)]
         tasks: usize,
+        /// Write the results into docs/performance.md
+        #[arg(long)]
+        record: bool,
     },
 }
 
@@ -93,7 +96,8 @@ fn main() -> ExitCode {
             subjects,
             rounds,
             tasks,
-        } => bench::run(&workspace, &subjects, bench::Effort { rounds, tasks }),
+            record,
+        } => bench::run(&workspace, &subjects, bench::Effort { rounds, tasks, record }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,6 +6,7 @@
 mod daemon;
 mod ending;
 mod http;
+mod record;
 mod rivals;
 mod server;
 mod summary;
@@ -29,12 +30,26 @@ pub(crate) enum Subject {
     Ending,
 }
 
+impl Subject {
+    /// Its heading in `docs/performance.md`.
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Tasks => "A task in a program that only spawns",
+            Self::Daemon => "The daemon",
+            Self::Server => "A server that does more than spawning",
+            Self::Ending => "The end of a run",
+        }
+    }
+}
+
 /// Measured where no subject is named, in this order.
 const DEFAULT: [Subject; 4] = [Subject::Tasks, Subject::Daemon, Subject::Server, Subject::Ending];
 
-/// How much is measured.
+/// How much is measured, and what becomes of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
+    /// Whether the results go into `docs/performance.md`.
+    pub(crate) record: bool,
     /// How often each configuration runs.
     pub(crate) rounds: usize,
     /// Tasks that a run times.
@@ -52,6 +67,9 @@ pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], effort: Effort) -
             Subject::Ending => ending::run(workspace, effort)?,
         };
         println!("\n{table}");
+        if effort.record {
+            record::section(workspace, subject.title(), &table)?;
+        }
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ const OWN: [(&str, &[&str]); 4] = [
 ];
 
 /// Runs the rounds and prints the table.
-pub(super) fn run(workspace: &Workspace, Effort { rounds, tasks }: Effort) -> Result<String> {
+pub(super) fn run(workspace: &Workspace, Effort { rounds, tasks, .. }: Effort) -> Result<String> {
     build_ebpf::run(workspace, false)?;
     let configurations = configurations(workspace)?;
     let tasks_text = tasks.to_string();
