@@ -97,7 +97,7 @@ impl Observer {
     /// Where this host can't be probed, or the symbol thread can't be started.
     pub fn new(settings: Settings, hide: &[String], analyst: Analyst) -> anyhow::Result<Self> {
         // What the user got wrong comes before what the host lacks.
-        let names = Names::new(hide)?;
+        let names = Names::new(hide, analyst.clone())?;
         let (kernel, ring) = Kernel::load(settings)?;
         Ok(Self {
             kernel,

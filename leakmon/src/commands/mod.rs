@@ -19,7 +19,10 @@ use crate::{
     config::ConfigError,
     export::{RenderOptions, escape::is_hostile},
     kernel::{KernelError, Settings},
-    symbols::hidden::HideError,
+    symbols::{
+        hidden::HideError,
+        naming::{BY_DEBUG_INFORMATION, BY_SYMBOL_TABLE},
+    },
     targets::{AnalyseError, PLAN, UNWIND_TABLE, processes::ProcessError},
 };
 use anyhow::Context;
@@ -116,7 +119,13 @@ pub async fn execute(command: Command) -> anyhow::Result<Exit> {
 }
 
 /// What children can be asked: each stage's jobs.
-static JOBS: [&Job; 3] = [&PLAN, &UNWIND_TABLE, &SELF_TEST];
+static JOBS: [&Job; 5] = [
+    &PLAN,
+    &UNWIND_TABLE,
+    &BY_DEBUG_INFORMATION,
+    &BY_SYMBOL_TABLE,
+    &SELF_TEST,
+];
 
 /// Is the process that starts analyses, until leakmon is gone.
 #[must_use]

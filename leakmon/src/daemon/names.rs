@@ -5,6 +5,7 @@
 
 use super::images::Image;
 use crate::{
+    analysis::Analyst,
     live::StackKey,
     symbols::{
         ResolvedFrame,
@@ -84,9 +85,9 @@ struct Space {
 }
 
 impl Names {
-    pub(super) fn new(hide: &[String]) -> anyhow::Result<Self> {
+    pub(super) fn new(hide: &[String], analyst: Analyst) -> anyhow::Result<Self> {
         let (service, replies) =
-            SymbolService::start(QUEUE_MAX, Limits::default()).context("the symbol thread can't be started")?;
+            SymbolService::start(QUEUE_MAX, Limits::default(), analyst).context("the symbol thread can't be started")?;
         Ok(Self {
             hide: HideTable::new(hide.iter().cloned())?,
             images: ImageTable::new(OPEN_IMAGES_MAX, vec![PathBuf::from(DEBUG_DIRECTORY)]),

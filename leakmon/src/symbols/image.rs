@@ -28,6 +28,7 @@ const PT_NOTE: u32 = 4;
 const SHT_NOBITS: u32 = 8;
 const SHF_COMPRESSED: u64 = 1 << 11;
 const SHT_SYMTAB: u32 = 2;
+const SHT_STRTAB: u32 = 3;
 const SHT_DYNSYM: u32 = 11;
 const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
@@ -117,6 +118,8 @@ pub struct Image {
     pub linked: bool,
     /// Bytes of its symbol tables.
     pub symbol_bytes: u64,
+    /// Bytes of its string tables.
+    pub string_bytes: u64,
     /// Whether it is an executable or a library all of whose sections are described here. A file can number or name its
     /// sections such that other readers see some that are not.
     pub sections_known: bool,
@@ -142,6 +145,7 @@ impl Image {
             debug_link: None,
             linked: false,
             symbol_bytes: 0,
+            string_bytes: 0,
             sections_known: false,
         };
         if let Some(header) = bytes(file, 0, HEADER_BYTES as u64)
@@ -207,6 +211,7 @@ impl Image {
             let name = text_at(&names, u32_at(entry, 0)?)?;
             let symbols = [SHT_SYMTAB, SHT_DYNSYM].contains(&kind) || name == b".symtab" || name == b".dynsym";
             self.symbol_bytes = self.symbol_bytes.saturating_add(if symbols { size } else { 0 });
+            self.string_bytes = self.string_bytes.saturating_add(if kind == SHT_STRTAB { size } else { 0 });
             self.linked |= [&b".gnu_debuglink"[..], b".gnu_debugaltlink", b".debug_sup"].contains(&name);
             let debug = name.starts_with(b".debug_") || name.starts_with(b".zdebug_");
             // A note of the debugger's scripts is no debug information; it is in stripped images too.

@@ -15,6 +15,7 @@ pub mod debug_file;
 pub mod hidden;
 pub mod image;
 pub mod names;
+pub mod naming;
 pub mod nesting;
 pub mod recency;
 pub mod resolver;

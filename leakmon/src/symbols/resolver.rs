@@ -1,26 +1,20 @@
 //! Offsets in images to functions, files and lines, with a bounded memory of what was resolved.
 //!
 //! In: places of addresses ([`super::address_space::Place`]). Out: [`ResolvedFrame`]s, inlined functions before the
-//! function they were inlined into. It blocks and reads files, so it runs on the thread of [`super::service`] only.
-//!
-//! blazesym reads the files by the path of a descriptor held open, `/proc/self/fd/N`. It trusts what it reads: sizes
-//! are checked here before it sees a file, and a panic inside costs that image its names.
+//! function they were inlined into. It reads no file: each image has a confined child of its own ([`super::naming`]), which is
+//! asked for an address that is not remembered, and whose answers are checked. It blocks, so it runs on the thread of
+//! [`super::service`] only.
 
 use super::address_space::Place;
-use super::image::{CompressedSection, Image, ImageFile, ImageKey};
+use super::image::{ImageFile, ImageKey};
 use super::names;
-use super::nesting::Tree;
+use super::naming::{Answer, BY_DEBUG_INFORMATION, BY_SYMBOL_TABLE, INLINED_MAX, Named, Question};
 use super::recency::RecencyTable;
+use crate::analysis::{Analyst, Child, Failure};
 use crate::symbols::ResolvedFrame;
-use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Addresses whose names are remembered, unless configured otherwise.
 pub const CACHE_ENTRIES_MAX: usize = 65_536;
@@ -31,21 +25,15 @@ pub const CACHE_BYTES_MAX: u64 = 64 << 20;
 /// at the first 100: 70 MB of its own, the rest pages of the file. So this much stays below 250 MB. The symbol table
 /// cost 10 MB.
 pub const DEBUG_BYTES_MAX: u64 = 160 << 20;
-/// Bytes of an image's symbol tables: blazesym keeps 8 bytes for each symbol of 24. An 839 MB binary has some 50 MB.
-const SYMBOL_BYTES_MAX: u64 = 128 << 20;
-/// Images that stay parsed.
+/// A child that has been waited for so long, all its answers together, is dismissed: its processor time is limited.
+const RETIRED_AFTER: Duration = Duration::from_secs(30);
+/// Images that stay parsed, each by a child.
 const PARSED_IMAGES_MAX: usize = 16;
 /// Bytes of debug information of an image that stays parsed while there is nothing to do. It takes 15 ms and more to
 /// parse a larger one again.
 const IDLE_BYTES_MAX: u64 = 16 << 20;
-/// Frames at one address: the innermost inlined ones and the function itself.
-const INLINED_MAX: usize = 64;
 /// Weight of an entry besides its text.
 const ENTRY_BYTES: u64 = 200;
-/// `ELFCOMPRESS_ZLIB`; blazesym is built without the others.
-const ELFCOMPRESS_ZLIB: [u8; 4] = [1, 0, 0, 0];
-/// Bytes of `Elf64_Chdr`.
-const COMPRESSION_HEADER_BYTES: u64 = 24;
 
 /// Bounds of a [`Resolver`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,30 +85,29 @@ pub struct ResolverCounts {
 #[derive(Debug)]
 pub struct Resolver {
     cache: RecencyTable<(ImageKey, u64, bool), Arc<[ResolvedFrame]>>,
-    /// `None` for images that can't be symbolised.
-    parsed: RecencyTable<ImageKey, Option<Rc<ParsedImage>>>,
+    namings: RecencyTable<ImageKey, Naming>,
+    analyst: Analyst,
     debug_bytes_max: u64,
     counts: ResolverCounts,
 }
 
-/// A symbolizer for one image alone, so that forgetting the image frees all that was parsed of it.
+/// How an image is named.
 #[derive(Debug)]
-struct ParsedImage {
-    symbolizer: Symbolizer,
-    source: Source<'static>,
-    /// Whether it uses debug information.
-    debug: bool,
-    /// Keeps the descriptor in the source's path valid.
-    _file: Arc<ImageFile>,
+enum Naming {
+    /// By a child, with its debug information or without.
+    Child { child: Child, debug: bool, waited: Duration },
+    /// Not at all.
+    Impossible,
 }
 
 impl Resolver {
-    /// A resolver that has seen nothing.
+    /// A resolver that has seen nothing, and that has files read by `analyst`.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, analyst: Analyst) -> Self {
         Self {
             cache: RecencyTable::new(limits.cache_entries, limits.cache_bytes),
-            parsed: RecencyTable::new(PARSED_IMAGES_MAX, limits.debug_bytes),
+            namings: RecencyTable::new(PARSED_IMAGES_MAX, limits.debug_bytes),
+            analyst,
             debug_bytes_max: limits.debug_bytes,
             counts: ResolverCounts::default(),
         }
@@ -137,7 +124,7 @@ impl Resolver {
 
     /// Gives back the memory of large images. To be called when there is nothing to resolve for now.
     pub fn rest(&mut self) {
-        self.parsed.remove_heavier(IDLE_BYTES_MAX);
+        self.namings.remove_heavier(IDLE_BYTES_MAX);
     }
 
     /// What was counted so far.
@@ -179,135 +166,108 @@ impl Resolver {
         frames
     }
 
-    /// Looks an address up in the image's debug information, or in its symbol table if blazesym fails at the former.
-    fn look_up(&mut self, file: &Arc<ImageFile>, address: u64, bare: &ResolvedFrame) -> Vec<ResolvedFrame> {
-        // At most twice: with debug information, and without.
-        for _ in 0..2 {
-            let Some(parsed) = self.parse(file) else { break };
-            if let Some(frames) = parsed.look_up(address, bare) {
-                return frames;
-            }
-            let next = if parsed.debug { self.open_symbols(file) } else { None };
-            self.counts.without_debug += u64::from(next.is_some());
-            self.counts.unreadable += u64::from(!parsed.debug);
-            self.parsed.insert(file.image.key, next, 0);
-        }
-        Vec::new()
-    }
-
-    /// The symbolizer of an image, made if need be.
-    fn parse(&mut self, file: &Arc<ImageFile>) -> Option<Rc<ParsedImage>> {
+    /// Has an address looked up in the image's debug information, or in its symbol table where the former can't be used.
+    fn look_up(&mut self, file: &ImageFile, address: u64, bare: &ResolvedFrame) -> Vec<ResolvedFrame> {
         let key = file.image.key;
-        if let Some(parsed) = self.parsed.get(&key) {
-            return parsed.clone();
-        }
-        let (parsed, debug_bytes) = self.open(file);
-        self.parsed.insert(key, parsed.clone(), debug_bytes);
-        parsed
-    }
-
-    /// Opens an image with its debug information, or its debug file's, and with its symbol table alone where that is
-    /// too large or unreadable. Also says how many bytes of debug information are in use.
-    fn open(&mut self, file: &Arc<ImageFile>) -> (Option<Rc<ParsedImage>>, u64) {
-        let own = (&*file.image, &file.file);
-        let separate = file.debug.as_ref().map(|(image, file)| (image, file));
-        let mut refused = false;
-        // An image that carries both debug information and a link is not given with debug information: blazesym would
-        // follow the link by the path on this host, whoever's file is there, and wait for a FIFO.
-        for (image, data) in separate.into_iter().chain([own]).filter(|(image, _)| !image.linked) {
-            let Some(debug_bytes) = debug_bytes(image, data, self.debug_bytes_max).filter(|bytes| *bytes > 0) else {
-                refused |= image.debug_bytes > 0;
-                continue;
+        let question = Question {
+            address,
+            debug_bytes_max: self.debug_bytes_max,
+        };
+        let mut next = self.namings.remove(&key).unwrap_or_else(|| self.begin(file));
+        loop {
+            let Naming::Child {
+                mut child,
+                debug,
+                waited,
+            } = next
+            else {
+                self.namings.insert(key, Naming::Impossible, 0);
+                return Vec::new();
             };
-            if let Some(parsed) = ParsedImage::open(file, data, image, true) {
-                return (Some(parsed), debug_bytes);
+            let began = Instant::now();
+            let failure = match child.ask(&question) {
+                Ok(Answer::Named { frames, debug_bytes }) if is_credible(&frames) => {
+                    let waited = waited + began.elapsed();
+                    // A new one is asked next, if there is anything more to ask.
+                    if waited < RETIRED_AFTER {
+                        self.namings.insert(key, Naming::Child { child, debug, waited }, debug_bytes);
+                    }
+                    return frames.into_iter().map(|frame| shown(frame, bare)).collect();
+                }
+                Ok(Answer::Named { .. }) => Some(child.disbelieve()),
+                Ok(Answer::Unusable) => None,
+                Err(failure) => Some(failure),
+            };
+            next = self.fall_back(file, debug, failure.as_ref());
+        }
+    }
+
+    /// The first way to name an image.
+    fn begin(&mut self, file: &ImageFile) -> Naming {
+        if file.image.debug_bytes == 0 && file.debug.is_none() {
+            return self.begin_symbols(file);
+        }
+        let files: Vec<&File> = [Some(&file.file), file.debug.as_ref().map(|(_, file)| file)]
+            .into_iter()
+            .flatten()
+            .collect();
+        match self.analyst.child(&BY_DEBUG_INFORMATION, &files) {
+            Ok(child) => Naming::Child {
+                child,
+                debug: true,
+                waited: Duration::ZERO,
+            },
+            Err(failure) => self.fall_back(file, true, Some(&failure)),
+        }
+    }
+
+    fn begin_symbols(&mut self, file: &ImageFile) -> Naming {
+        match self.analyst.child(&BY_SYMBOL_TABLE, &[&file.file]) {
+            Ok(child) => Naming::Child {
+                child,
+                debug: false,
+                waited: Duration::ZERO,
+            },
+            Err(failure) => self.fall_back(file, false, Some(&failure)),
+        }
+    }
+
+    /// What to do with an image that could not be named with its debug information, or not without it either.
+    fn fall_back(&mut self, file: &ImageFile, debug: bool, failure: Option<&Failure>) -> Naming {
+        let name = &file.image.name;
+        if debug {
+            self.counts.without_debug += 1;
+            if let Some(failure) = failure {
+                tracing::warn!("{name:?}: {failure}: its frames are shown without lines");
             }
-            refused = true;
+            return self.begin_symbols(file);
         }
-        self.counts.without_debug += u64::from(refused);
-        (self.open_symbols(file), 0)
-    }
-
-    /// Opens an image's symbol table alone.
-    fn open_symbols(&mut self, file: &Arc<ImageFile>) -> Option<Rc<ParsedImage>> {
-        // blazesym would unpack a compressed symbol table, whatever its size.
-        let harmless = file.image.compressed.iter().all(|section| section.debug);
-        let parsed = match harmless {
-            true => ParsedImage::open(file, &file.file, &file.image, false),
-            false => None,
-        };
-        self.counts.unreadable += u64::from(parsed.is_none());
-        parsed
+        self.counts.unreadable += 1;
+        if let Some(failure) = failure {
+            tracing::warn!("{name:?}: {failure}: its frames are shown by image and offset");
+        }
+        Naming::Impossible
     }
 }
 
-impl ParsedImage {
-    /// Opens `data`, a file that `file` holds open, and tries one lookup, by which blazesym reads the headers.
-    fn open(file: &Arc<ImageFile>, data: &File, image: &Image, debug: bool) -> Option<Rc<Self>> {
-        if !image.sections_known || image.symbol_bytes > SYMBOL_BYTES_MAX {
-            return None;
-        }
-        let tree = if debug { Tree::of(image, data) } else { Tree::Deep };
-        if tree == Tree::Costly {
-            return None;
-        }
-        let mut elf = Elf::new(PathBuf::from(format!("/proc/self/fd/{}", data.as_raw_fd())));
-        elf.debug_syms = debug;
-        let parsed = Self {
-            // Demangling is done by `names`, within bounds; debug files are found by `debug_file`, in the process's
-            // root.
-            symbolizer: Symbolizer::builder()
-                .enable_auto_reload(false)
-                .enable_code_info(debug)
-                .enable_inlined_fns(tree == Tree::Shallow)
-                .enable_demangling(false)
-                .set_debug_dirs(Some(Vec::<PathBuf>::new()))
-                .build(),
-            source: Source::Elf(elf),
-            debug,
-            _file: Arc::clone(file),
-        };
-        let first = Input::VirtOffset(image.segments.first()?.address);
-        let tried = catch_unwind(AssertUnwindSafe(|| {
-            parsed.symbolizer.symbolize_single(&parsed.source, first).is_ok()
-        }));
-        matches!(tried, Ok(true)).then(|| Rc::new(parsed))
-    }
-
-    /// The frames at a virtual address, innermost first; none where no symbol covers it. `None` if blazesym fails or
-    /// panics.
-    fn look_up(&self, address: u64, bare: &ResolvedFrame) -> Option<Vec<ResolvedFrame>> {
-        let looked_up = catch_unwind(AssertUnwindSafe(|| {
-            let input = Input::VirtOffset(address);
-            let symbolized = self.symbolizer.symbolize_single(&self.source, input).ok()?;
-            Some(
-                symbolized
-                    .as_sym()
-                    .map_or_else(Vec::new, |symbol| frames_of(symbol, bare)),
-            )
-        }));
-        looked_up.ok().flatten()
-    }
+/// Whether an answer is one that an honest child gives.
+fn is_credible(frames: &[Named]) -> bool {
+    let is_short = |text: &Option<String>| {
+        text.as_ref()
+            .is_none_or(|text| text.chars().nth(names::NAME_CHARS_MAX).is_none())
+    };
+    frames.len() <= INLINED_MAX
+        && frames
+            .iter()
+            .all(|frame| is_short(&frame.function) && is_short(&frame.file))
 }
 
-/// blazesym lists inlined functions outermost first, and the function that holds them apart.
-fn frames_of(symbol: &Sym<'_>, bare: &ResolvedFrame) -> Vec<ResolvedFrame> {
-    let inlined = symbol.inlined.iter().rev().take(INLINED_MAX - 1);
-    let mut frames: Vec<ResolvedFrame> = inlined
-        .map(|function| ResolvedFrame {
-            inlined: true,
-            ..named(&function.name, function.code_info.as_ref(), bare)
-        })
-        .collect();
-    frames.push(named(&symbol.name, symbol.code_info.as_deref(), bare));
-    frames
-}
-
-fn named(name: &str, code: Option<&CodeInfo<'_>>, bare: &ResolvedFrame) -> ResolvedFrame {
+fn shown(frame: Named, bare: &ResolvedFrame) -> ResolvedFrame {
     ResolvedFrame {
-        function: (!name.is_empty()).then(|| names::demangle(name)),
-        file: code.map(|code| names::cut(&code.to_path().to_string_lossy())),
-        line: code.and_then(|code| code.line).filter(|line| *line > 0),
+        function: frame.function,
+        file: frame.file,
+        line: frame.line,
+        inlined: frame.inlined,
         ..bare.clone()
     }
 }
@@ -327,35 +287,6 @@ fn weight(frames: &[ResolvedFrame]) -> u64 {
         .iter()
         .map(|frame| ENTRY_BYTES + text(&frame.function) + text(&frame.file))
         .sum()
-}
-
-/// Bytes of debug information once decompressed, or `None` where they exceed `max` or can't be known.
-fn debug_bytes(image: &Image, file: &File, max: u64) -> Option<u64> {
-    let mut total = image.debug_bytes;
-    for section in &image.compressed {
-        if !section.debug || total > max {
-            return None;
-        }
-        total = total.checked_add(decompressed_bytes(section, file, max - total)?)?;
-    }
-    (total <= max).then_some(total)
-}
-
-/// Decompresses a section to nowhere, since its header may lie about its size. `None` where it is larger than `max`.
-fn decompressed_bytes(section: &CompressedSection, mut file: &File, max: u64) -> Option<u64> {
-    let mut header = [0; COMPRESSION_HEADER_BYTES as usize];
-    file.seek(SeekFrom::Start(section.file_offset)).ok()?;
-    file.read_exact(&mut header).ok()?;
-    let (method, rest) = header.split_first_chunk::<4>()?;
-    let claimed = u64::from_le_bytes(rest.get(4..12)?.try_into().ok()?);
-    // blazesym allocates what is claimed.
-    if *method != ELFCOMPRESS_ZLIB || claimed > max {
-        return None;
-    }
-    let data = file.take(section.size.checked_sub(COMPRESSION_HEADER_BYTES)?);
-    let mut decoder = flate2::read::ZlibDecoder::new(data).take(max.checked_add(1)?);
-    let size = io::copy(&mut decoder, &mut io::sink()).ok()?;
-    (size <= max).then_some(size)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Symbolising off the event path: requests go into a bounded queue, answers come out of a channel.
 //!
 //! In: stacks with a token of the caller's. Out: the token with the resolved frames, in the order of the requests.
-//! One thread works, so the caller never waits; it owns the [`Resolver`] and all that was parsed.
+//! One thread works, so the caller never waits; it owns the [`Resolver`], and waits for the children that read the files.
 
 use super::resolver::{Limits, RawFrame, Resolver, ResolverCounts};
+use crate::analysis::Analyst;
 use crate::symbols::ResolvedFrame;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,9 +14,6 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Stacks that wait, unless configured otherwise. Each is at most 127 frames of some 60 bytes.
 pub const QUEUE_MAX: usize = 4_096;
-/// The worker's stack: DWARF is a tree that blazesym descends by recursion. Pages that are never touched cost
-/// nothing.
-const THREAD_STACK_BYTES: usize = 64 << 20;
 
 /// A stack to resolve.
 #[derive(Debug)]
@@ -77,15 +75,14 @@ impl<T: Send + 'static> SymbolService<T> {
     ///
     /// # Errors
     /// The thread can't be started.
-    pub fn start(queue_max: usize, limits: Limits) -> io::Result<(Self, Receiver<Reply<T>>)> {
+    pub fn start(queue_max: usize, limits: Limits, analyst: Analyst) -> io::Result<(Self, Receiver<Reply<T>>)> {
         let (requests, queue) = sync_channel::<Request<T>>(queue_max);
         let (replies, answers) = channel(queue_max.max(1));
         let shared = Arc::new(Shared::default());
         let seen = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("symbols".to_owned())
-            .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || work(&queue, &replies, limits, &seen))?;
+            .spawn(move || work(&queue, &replies, Resolver::new(limits, analyst), &seen))?;
         Ok((Self { requests, shared }, answers))
     }
 
@@ -116,8 +113,7 @@ impl<T: Send + 'static> SymbolService<T> {
 }
 
 /// Answers requests until nobody sends any, or nobody takes the answers.
-fn work<T>(queue: &Queue<Request<T>>, replies: &Sender<Reply<T>>, limits: Limits, shared: &Shared) {
-    let mut resolver = Resolver::new(limits);
+fn work<T>(queue: &Queue<Request<T>>, replies: &Sender<Reply<T>>, mut resolver: Resolver, shared: &Shared) {
     loop {
         let next = queue.try_recv().or_else(|_| {
             resolver.rest();
@@ -153,7 +149,7 @@ mod tests {
 
     #[test]
     fn answers_come_in_order_with_their_tokens() {
-        let (service, mut answers) = SymbolService::start(8, Limits::default()).unwrap();
+        let (service, mut answers) = SymbolService::start(8, Limits::default(), Analyst::in_this_process()).unwrap();
         for token in 0..8_u64 {
             let stack = nowhere(token);
             assert!(service.submit(Request { token, stack }).is_ok());
@@ -169,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_and_counts() {
-        let (service, mut answers) = SymbolService::start(2, Limits::default()).unwrap();
+        let (service, mut answers) = SymbolService::start(2, Limits::default(), Analyst::in_this_process()).unwrap();
         // Nobody takes answers: two of them fit, the worker holds a third, two requests wait.
         let mut taken = 0;
         let refused = loop {
@@ -194,7 +190,7 @@ mod tests {
 
     #[test]
     fn without_a_taker_the_worker_stops() {
-        let (service, answers) = SymbolService::start(1, Limits::default()).unwrap();
+        let (service, answers) = SymbolService::start(1, Limits::default(), Analyst::in_this_process()).unwrap();
         drop(answers);
         let refused = loop {
             match service.submit(Request {
@@ -236,7 +232,7 @@ mod tests {
         }
         assert!(child.wait().unwrap().success());
 
-        let (service, mut answers) = SymbolService::start(1, Limits::default()).unwrap();
+        let (service, mut answers) = SymbolService::start(1, Limits::default(), Analyst::in_this_process()).unwrap();
         let place = space.place(address, &mut images);
         service
             .submit(Request {

@@ -1,6 +1,7 @@
 //! Files made to mislead blazesym, which trusts what it reads: they lose names, and cost neither time nor memory.
 
 use super::*;
+use crate::symbols::naming::SYMBOL_BYTES_MAX;
 
 /// A section of a made file: name, type, flags, contents.
 type Section<'a> = (&'a str, u32, u64, &'a [u8]);
@@ -77,7 +78,7 @@ fn resolved_file(file: File) -> (Option<String>, ResolverCounts) {
         file,
         debug,
     }));
-    let mut resolver = Resolver::new(Limits::default());
+    let mut resolver = super::resolver();
     let place = Place::Image {
         image,
         file,
