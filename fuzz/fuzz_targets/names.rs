@@ -4,6 +4,7 @@
 //! A panic of blazesym is caught by the resolver, as in the program.
 #![no_main]
 
+use leakmon::analysis::Analyst;
 use leakmon::symbols::ResolvedFrame;
 use leakmon::symbols::address_space::Place;
 use leakmon::symbols::image::{Image, ImageFile};
@@ -57,7 +58,7 @@ fn resolve(bytes: &[u8]) {
         file,
         debug,
     });
-    let mut resolver = Resolver::new(Limits::default());
+    let mut resolver = Resolver::new(Limits::default(), Analyst::in_this_process());
     let segments = image.segments.iter().take(SEGMENTS);
     let stack: Vec<RawFrame> = segments
         .flat_map(|segment| {

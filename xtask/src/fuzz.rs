@@ -12,6 +12,8 @@ use std::{fs, process::Command};
 const TARGETS: [&str; 3] = ["image_scanner", "unwind_tables", "names"];
 /// Bounds of libFuzzer: memory of the whole process, time of one input, size of one input. Every seed is smaller.
 const LIMITS: [&str; 3] = ["-rss_limit_mb=512", "-timeout=10", "-max_len=65536"];
+/// Has it say at its end what it needed: `stat::peak_rss_mb` among others.
+const STATISTICS: &str = "-print_final_stats=1";
 const CARGO_FUZZ_VERSION: &str = "0.13.2";
 
 /// Fuzzes each target for so many seconds, one after the other.
@@ -36,6 +38,7 @@ fn command(workspace: &Workspace, target: &str, seconds: u32) -> Command {
         .args(["fuzz", "run", "--sanitizer", "none", target])
         .args([format!("corpus/{target}"), format!("seeds/{target}"), "--".to_owned()])
         .args(LIMITS)
+        .arg(STATISTICS)
         .arg(format!("-max_total_time={seconds}"))
         .current_dir(workspace.root.join("fuzz"));
     command
@@ -103,7 +106,7 @@ mod tests {
         let shown = workspace::shown(&command(&Workspace::here(), "names", 7));
         assert!(shown.ends_with(
             "cargo fuzz run --sanitizer none names corpus/names seeds/names -- \
-             -rss_limit_mb=512 -timeout=10 -max_len=65536 -max_total_time=7`"
+             -rss_limit_mb=512 -timeout=10 -max_len=65536 -print_final_stats=1 -max_total_time=7`"
         ));
     }
 }

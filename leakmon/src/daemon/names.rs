@@ -86,8 +86,8 @@ struct Space {
 
 impl Names {
     pub(super) fn new(hide: &[String], analyst: Analyst) -> anyhow::Result<Self> {
-        let (service, replies) =
-            SymbolService::start(QUEUE_MAX, Limits::default(), analyst).context("the symbol thread can't be started")?;
+        let (service, replies) = SymbolService::start(QUEUE_MAX, Limits::default(), analyst)
+            .context("the symbol thread can't be started")?;
         Ok(Self {
             hide: HideTable::new(hide.iter().cloned())?,
             images: ImageTable::new(OPEN_IMAGES_MAX, vec![PathBuf::from(DEBUG_DIRECTORY)]),

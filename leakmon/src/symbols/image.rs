@@ -211,7 +211,9 @@ impl Image {
             let name = text_at(&names, u32_at(entry, 0)?)?;
             let symbols = [SHT_SYMTAB, SHT_DYNSYM].contains(&kind) || name == b".symtab" || name == b".dynsym";
             self.symbol_bytes = self.symbol_bytes.saturating_add(if symbols { size } else { 0 });
-            self.string_bytes = self.string_bytes.saturating_add(if kind == SHT_STRTAB { size } else { 0 });
+            self.string_bytes = self
+                .string_bytes
+                .saturating_add(if kind == SHT_STRTAB { size } else { 0 });
             self.linked |= [&b".gnu_debuglink"[..], b".gnu_debugaltlink", b".debug_sup"].contains(&name);
             let debug = name.starts_with(b".debug_") || name.starts_with(b".zdebug_");
             // A note of the debugger's scripts is no debug information; it is in stripped images too.

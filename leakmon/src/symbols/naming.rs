@@ -43,7 +43,7 @@ const COMPRESSION_HEADER_BYTES: u64 = 24;
 /// A child is dismissed long before it has used this much (`resolver::RETIRED_AFTER`).
 const PROCESSOR_SECONDS: u64 = 90;
 /// The first answer of a debug build of leakmon, for 160 MB of debug information, takes some seconds.
-const ANSWER_TIME: Duration = Duration::from_secs(20);
+const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// [`INLINED_MAX`] frames of two texts of [`names::NAME_CHARS_MAX`] characters of four bytes, and numbers.
 const ANSWER_BYTES_MAX: usize = INLINED_MAX * (2 * 4 * names::NAME_CHARS_MAX + 32) + 64;
 
@@ -103,7 +103,10 @@ fn by_debug_information(files: Vec<File>) -> io::Result<Work> {
     let mut files = files.into_iter();
     let own = files.next().ok_or(io::ErrorKind::InvalidInput)?;
     // The debug file is better where there is one.
-    let sources = files.chain([own]).map(DebugSource::map).collect::<io::Result<Vec<_>>>()?;
+    let sources = files
+        .chain([own])
+        .map(DebugSource::map)
+        .collect::<io::Result<Vec<_>>>()?;
     let mut sources = Some(sources);
     let mut opened = None;
     Ok(answering(move |question: Question| {

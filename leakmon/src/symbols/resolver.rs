@@ -95,7 +95,11 @@ pub struct Resolver {
 #[derive(Debug)]
 enum Naming {
     /// By a child, with its debug information or without.
-    Child { child: Child, debug: bool, waited: Duration },
+    Child {
+        child: Child,
+        debug: bool,
+        waited: Duration,
+    },
     /// Not at all.
     Impossible,
 }
@@ -190,7 +194,8 @@ impl Resolver {
                     let waited = waited + began.elapsed();
                     // A new one is asked next, if there is anything more to ask.
                     if waited < RETIRED_AFTER {
-                        self.namings.insert(key, Naming::Child { child, debug, waited }, debug_bytes);
+                        self.namings
+                            .insert(key, Naming::Child { child, debug, waited }, debug_bytes);
                     }
                     return frames.into_iter().map(|frame| shown(frame, bare)).collect();
                 }

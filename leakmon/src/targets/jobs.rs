@@ -12,9 +12,9 @@ use super::{
 };
 use crate::analysis::{Analyst, Failure, Job, SharedFile, answering};
 use leakmon_ebpf::{abi::Cookie, rows::Row};
-use object::read::ReadCache;
+use object::read::{ReadCache, ReadRef};
 use serde::{Deserialize, Serialize};
-use std::{fs::File, path::Path, time::Duration};
+use std::{alloc::Layout, fs::File, ops::Range, path::Path, time::Duration};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Memory of a child that reads an image: its loaded segments and symbol tables. With what the child has anyway it stays
@@ -33,7 +33,9 @@ pub static PLAN: Job = Job {
     answer_bytes_max: 32 << 20,
     start: |mut files| {
         let file = files.pop().ok_or(std::io::ErrorKind::InvalidInput)?;
-        Ok(answering(move |()| search(&ReadCache::new(SharedFile::new(&file)))))
+        Ok(answering(move |()| {
+            search(Data(&ReadCache::new(SharedFile::new(&file))))
+        }))
     },
 };
 
@@ -47,12 +49,36 @@ pub static UNWIND_TABLE: Job = Job {
     start: |mut files| {
         let file = files.pop().ok_or(std::io::ErrorKind::InvalidInput)?;
         Ok(answering(move |()| {
-            UnwindTable::build_from(&ReadCache::new(SharedFile::new(&file)))
+            UnwindTable::build_from(Data(&ReadCache::new(SharedFile::new(&file))))
                 .map(|table| SentTable::from(&table))
                 .map_err(|error| error.to_string())
         }))
     },
 };
+
+/// A file of which only what is asked for is read, into the child's own memory.
+#[derive(Clone, Copy)]
+struct Data<'a, 'file>(&'a ReadCache<SharedFile<'file>>);
+
+impl<'a> ReadRef<'a> for Data<'a, '_> {
+    fn len(self) -> Result<u64, ()> {
+        self.0.len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'a [u8], ()> {
+        let read = self.0.read_bytes_at(offset, size);
+        let is_in_file = || Some(offset.checked_add(size)? <= self.0.len().ok()?);
+        if read.is_err() && is_in_file() == Some(true) {
+            // What the file has and can't be had is too much for this child. As a damaged file it would be shown wrongly.
+            std::alloc::handle_alloc_error(Layout::new::<u8>());
+        }
+        read
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'a [u8], ()> {
+        self.0.read_bytes_at_until(range, delimiter)
+    }
+}
 
 /// Plans the probes of an open file, in a child. `path` is for messages and for the plan.
 ///

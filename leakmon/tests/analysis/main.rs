@@ -1,5 +1,10 @@
 //! Children that analyse, as leakmon's own executable forks them: what they can't do, and what becomes of those that try.
 
+mod crafted;
+mod debug_information;
+mod memory;
+mod symbols;
+
 use leakmon::analysis::{
     Analyst, Confinement, Failure, Outcome,
     self_test::{Attempt, SELF_TEST},

@@ -46,4 +46,3 @@ fn a_compressed_section_that_lies_about_its_size_is_refused() {
         );
     }
 }
-

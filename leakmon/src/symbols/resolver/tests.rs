@@ -232,7 +232,10 @@ fn compressed_debug_information_is_measured_unpacked() {
         debug_bytes: u64::MAX / 2,
         ..Limits::default()
     };
-    let frame = Resolver::new(limits, Analyst::in_this_process()).resolve(&exact(place.clone())).pop().unwrap();
+    let frame = Resolver::new(limits, Analyst::in_this_process())
+        .resolve(&exact(place.clone()))
+        .pop()
+        .unwrap();
     assert_eq!(frame.line, Some(landmark() - 1));
 }
 
@@ -247,10 +250,13 @@ fn the_cache_answers_and_is_bounded() {
         let (image, file) = (Arc::clone(&image), file.clone());
         exact(Place::Image { image, file, offset })
     };
-    let mut resolver = Resolver::new(Limits {
-        cache_entries: 4,
-        ..Limits::default()
-    }, Analyst::in_this_process());
+    let mut resolver = Resolver::new(
+        Limits {
+            cache_entries: 4,
+            ..Limits::default()
+        },
+        Analyst::in_this_process(),
+    );
     let first = resolver.resolve(&at(offset));
     assert_eq!(resolver.resolve(&at(offset)), first);
     assert_eq!((resolver.counts().looked_up, resolver.counts().cached), (1, 1));
@@ -261,10 +267,13 @@ fn the_cache_answers_and_is_bounded() {
     assert_eq!(resolver.resolve(&at(offset)), first);
     assert_eq!(resolver.counts().looked_up, 6);
 
-    let mut resolver = Resolver::new(Limits {
-        cache_bytes: 2 * weight(&first),
-        ..Limits::default()
-    }, Analyst::in_this_process());
+    let mut resolver = Resolver::new(
+        Limits {
+            cache_bytes: 2 * weight(&first),
+            ..Limits::default()
+        },
+        Analyst::in_this_process(),
+    );
     for step in 0..20 {
         resolver.resolve(&at(offset + step));
         assert!(resolver.cache.len() <= 2);
