@@ -21,8 +21,8 @@ const BYTES_MAX: u64 = 250 << 20;
 const STACKS: usize = 25;
 const FRAMES: usize = 16;
 
-#[test]
-fn the_first_report_of_a_large_program_is_quick_and_the_next_one_is_remembered() {
+/// A large program, and addresses spread over the whole of it: more than a report has.
+fn spread() -> (Arc<Image>, Vec<RawFrame>) {
     // leakmon's own dev build is such a program.
     let program = Path::new(env!("CARGO_BIN_EXE_leakmon"));
     let functions = symbols::functions(program, None);
@@ -38,9 +38,8 @@ fn the_first_report_of_a_large_program_is_quick_and_the_next_one_is_remembered()
         file,
         debug: None,
     });
-    // Addresses spread over the whole program, which is more than a report has.
     let step = functions.len() / (STACKS * FRAMES);
-    let frames: Vec<RawFrame> = functions
+    let frames = functions
         .iter()
         .step_by(step)
         .take(STACKS * FRAMES)
@@ -54,8 +53,12 @@ fn the_first_report_of_a_large_program_is_quick_and_the_next_one_is_remembered()
             RawFrame { place, exact: true }
         })
         .collect();
-    drop(functions);
+    (image, frames)
+}
 
+#[test]
+fn the_first_report_of_a_large_program_is_quick_and_the_next_one_is_remembered() {
+    let (image, frames) = spread();
     let (analyst, peak) = (analyst(), Peak::begin());
     let (service, mut answers) = SymbolService::start(QUEUE_MAX, Limits::default(), analyst.clone()).unwrap();
     let mut report = || {

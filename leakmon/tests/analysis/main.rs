@@ -1,5 +1,7 @@
 //! Children that analyse, as leakmon's own executable forks them: what they can't do, and what becomes of those that try.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod crafted;
 mod debug_information;
 mod memory;

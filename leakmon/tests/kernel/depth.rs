@@ -56,7 +56,9 @@ fn deep_stacks_are_complete_or_said_to_be_cut() {
         .unwrap();
     assert!(output.status.success());
     let text = std::fs::read_to_string(&file).unwrap();
-    let stacks: Vec<Folded> = text.lines().map(Folded::parse).collect();
+    // The first thread, which nobody in the process made, has no stack.
+    let of_tasks = text.lines().filter(|line| !line.contains(";[thread]"));
+    let stacks: Vec<Folded> = of_tasks.map(Folded::parse).collect();
     for stack in &stacks {
         let outermost = stack.frames.first().unwrap().as_str();
         if stack.truncated {
