@@ -10,11 +10,14 @@ use crate::{
 };
 use anyhow::Context;
 use leakmon_ebpf::abi::{FOLLOW, HOLD_CHILDREN, TargetId};
-use std::{fs::File, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fs::File, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
 use tokio::time::timeout;
 
 /// How long an attach waits for unwind tables; what has none by then is walked as far as is known.
 const TABLES_WAIT: Duration = Duration::from_secs(10);
+
+/// Libraries of a process that are looked at; large desktop programs map some 300.
+const LIBRARIES_MAX: usize = 512;
 
 /// What can be watched, found out before anything is attached.
 #[derive(Debug, Default)]
@@ -41,12 +44,16 @@ impl Watchable {
             }
         }
         for tgid in tgids {
+            let libraries = libraries(analyst, *tgid);
             match process(analyst, *tgid) {
                 Ok((plan, file)) => found.processes.push((*tgid, plan, file)),
+                Err(error) if !libraries.is_empty() => tracing::debug!("{error:#}; its libraries are watched"),
                 // Threads are the kernel's: they need no plan.
                 Err(error) if error.is::<AnalyseError>() => found.threads_only.push((*tgid, error)),
                 Err(error) => found.refused.push((Some(*tgid), error)),
             }
+            let libraries = libraries.into_iter().map(|(plan, file)| (*tgid, plan, file));
+            found.processes.extend(libraries);
         }
         let nothing = found.executables.is_empty() && found.processes.is_empty() && found.threads_only.is_empty();
         if nothing && !found.refused.is_empty() {
@@ -54,6 +61,35 @@ impl Watchable {
         }
         Ok(found)
     }
+}
+
+/// The shared libraries with a runtime among those that a process maps now. What can't be opened or analysed is left out: the
+/// executable says whether the process can be watched at all.
+fn libraries(analyst: &Analyst, tgid: u32) -> Vec<(ProbePlan, File)> {
+    let Ok(mappings) = targets::processes::executable_mappings(tgid) else {
+        return Vec::new();
+    };
+    let mut seen: BTreeSet<(u64, u64)> = ProcessImage::open(tgid)
+        .map(|image| (image.device, image.inode))
+        .into_iter()
+        .collect();
+    let mut found = Vec::new();
+    for mapping in mappings.executable.iter().filter(|mapping| mapping.has_file()) {
+        if seen.len() > LIBRARIES_MAX {
+            tracing::warn!("process {tgid} maps more than {LIBRARIES_MAX} libraries; the others are not looked at");
+            break;
+        }
+        let Ok(file) = targets::processes::open_mapping(tgid, mapping) else {
+            continue;
+        };
+        let is_new = file
+            .metadata()
+            .is_ok_and(|metadata| seen.insert((metadata.dev(), metadata.ino())));
+        if is_new && let Ok(plan) = targets::analyse(analyst, &file, &mapping.path) {
+            found.push((plan, file));
+        }
+    }
+    found
 }
 
 fn process(analyst: &Analyst, tgid: u32) -> anyhow::Result<(ProbePlan, File)> {

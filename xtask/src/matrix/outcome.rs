@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use std::{
     fs,
+    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ChildStdout, Stdio},
 };
 
 /// Seconds that a run may take; the longest takes ten on a busy machine.
@@ -140,7 +141,7 @@ pub(super) fn observe(
     command.args(["--kill-after=10", TIME_LIMIT]).arg(leakmon);
     command.args(["run", "--format", "json", "-o"]).arg(&report).arg("--");
     if combination.variant == Variant::Library {
-        command.arg(loader(workspace)?);
+        return attach_to_library(workspace, leakmon, program);
     }
     command.arg(program).stderr(Stdio::piped());
     let output = command
@@ -193,6 +194,47 @@ fn compare(truth: Counts, report: &Value) -> Result<Verdict> {
         },
         (false, false) => Verdict::Inexact(format!("{counted:?}, but the truth is {truth:?}; loss: {loss}")),
     })
+}
+
+/// A library is loaded when its program runs already: leakmon attaches to that before the victim in it begins.
+fn attach_to_library(workspace: &Workspace, leakmon: &Path, library: &Path) -> Result<Verdict> {
+    let mut command = workspace.command("timeout");
+    command.arg(TIME_LIMIT).arg(loader(workspace)?).arg(library);
+    let mut loader = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = loader.stdin.take().context("no input")?;
+    let mut output = BufReader::new(loader.stdout.take().context("no output")?);
+    let line = |output: &mut BufReader<ChildStdout>| -> Result<String> {
+        let mut line = String::new();
+        output.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    };
+    if line(&mut output)? != "ready" {
+        bail!("the library can't be loaded");
+    }
+    // The loader is the child of `timeout`.
+    let children = format!("/proc/{0}/task/{0}/children", loader.id());
+    let tgid = fs::read_to_string(&children).with_context(|| format!("can't read {children}"))?;
+    let mut command = workspace.command("timeout");
+    command.arg(TIME_LIMIT).arg(leakmon);
+    command.args(["-v", "attach", "--format", "json", "-p", tgid.trim()]);
+    let mut attach = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut messages = BufReader::new(attach.stderr.take().context("no messages")?);
+    let mut said = String::new();
+    while !said.contains("attached ") {
+        if messages.read_line(&mut said)? == 0 {
+            let _gone = (loader.kill(), loader.wait());
+            return Ok(Verdict::Inexact(format!("leakmon ended: {said}")));
+        }
+    }
+    input.write_all(b"\n")?;
+    let truth = line(&mut output)?;
+    drop(input);
+    loader.wait()?;
+    // Nobody is left to be watched, so it ends by itself. Few messages follow: they fit into the pipe.
+    let report = attach.wait_with_output()?.stdout;
+    let report: Value = serde_json::from_slice(&report).context("leakmon's report is no JSON")?;
+    let truth = serde_json::from_str(&truth).with_context(|| format!("{truth:?} is not a victim's truth"))?;
+    compare(truth, &report)
 }
 
 /// The C program that loads a library.
