@@ -78,7 +78,7 @@ pub enum AnalyseError {
     NotExecutable(PathBuf),
     /// No finder found its runtime.
     #[error(
-        "{}: no async runtime that leakmon knows ({known}) was found in it; one in a shared library is not supported",
+        "{}: no async runtime that leakmon knows ({known}) was found in it; `leakmon attach` finds one in a shared library of a running process",
         path.display()
     )]
     NoRuntime {

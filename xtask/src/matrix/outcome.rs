@@ -135,14 +135,14 @@ pub(super) fn observe(
     combination: &Combination,
     program: &Path,
 ) -> Result<Verdict> {
+    if combination.variant == Variant::Library {
+        return attach_to_library(workspace, leakmon, program);
+    }
     let report = workspace.target().join("matrix/report.json");
     let _none = fs::remove_file(&report);
     let mut command = workspace.command("timeout");
     command.args(["--kill-after=10", TIME_LIMIT]).arg(leakmon);
     command.args(["run", "--format", "json", "-o"]).arg(&report).arg("--");
-    if combination.variant == Variant::Library {
-        return attach_to_library(workspace, leakmon, program);
-    }
     command.arg(program).stderr(Stdio::piped());
     let output = command
         .output()
