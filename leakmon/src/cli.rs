@@ -107,6 +107,9 @@ pub struct ObserveArgs {
     /// Never name functions of this crate or path as the culprit; repeatable
     #[arg(long, value_name = "PATTERN")]
     pub hide: Vec<String>,
+    /// Never call tasks of this crate or path a leak: they are expected to become more; repeatable
+    #[arg(long, value_name = "PATTERN")]
+    pub allow: Vec<String>,
     /// Walks each stack anew, even where the last walk would give the same
     #[arg(long, hide = true)]
     pub no_memo: bool,

@@ -44,6 +44,8 @@ pub struct Config {
     pub interval: Duration,
     /// Functions of these crates or paths are never named as the culprit, beside those of the runtime. Read at the start only.
     pub hide: Vec<String>,
+    /// Callsites and task types of these crates or paths are expected to grow: never called a leak. Read at the start only.
+    pub allow: Vec<String>,
     /// Whether stacks are walked; without, births are counted by probe site. Read at the start only.
     pub stacks: bool,
     /// Bounds of the kernel's tables. Read at the start only.
@@ -79,6 +81,7 @@ impl Default for Config {
             pids: Vec::new(),
             interval: Duration::from_secs(1),
             hide: Vec::new(),
+            allow: Vec::new(),
             stacks: true,
             bounds: Bounds::default(),
         }
@@ -287,7 +290,7 @@ mod tests {
     fn a_full_file_is_understood() {
         let config = parse(
             "listen = \"127.0.0.1:9000\"\nexes = [\"/usr/bin/app\"]\npids = [7]\ninterval = \"500ms\"\n\
-             hide = [\"mylib\"]\nstacks = false\n[bounds]\nlive_entries_max = 1000\nring_bytes = 4096\n",
+             hide = [\"mylib\"]\nallow = [\"app::tenants\"]\nstacks = false\n[bounds]\nlive_entries_max = 1000\nring_bytes = 4096\n",
         )
         .unwrap();
         assert_eq!(config.listen.port(), 9000);

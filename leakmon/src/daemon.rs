@@ -29,7 +29,7 @@ use crate::{
         recording::Recorder,
         ring::EventRing,
     },
-    live::{Live, StackKey},
+    live::{Live, StackKey, verdict::Verdicts},
     self_metrics::Configured,
     supervision::Pulse,
 };
@@ -70,6 +70,7 @@ pub struct Observer {
     kernel: Kernel,
     ring: EventRing,
     live: Live,
+    verdicts: Verdicts,
     images: Images,
     processes: Processes,
     names: Names,
@@ -103,6 +104,7 @@ impl Observer {
             kernel,
             ring,
             live: Live::default(),
+            verdicts: Verdicts::default(),
             images: Images::default(),
             processes: Processes::default(),
             names,
@@ -129,6 +131,14 @@ impl Observer {
     #[must_use]
     pub const fn analyst(&self) -> &Analyst {
         &self.analyst
+    }
+
+    /// Takes patterns of code whose callsites are expected to grow: they are never called a leak.
+    ///
+    /// # Errors
+    /// A pattern makes no sense, or there are too many.
+    pub fn allow(&mut self, patterns: &[String]) -> anyhow::Result<()> {
+        self.names.allow(patterns)
     }
 
     /// Records what the kernel tells from now on, for a replay.
@@ -324,6 +334,10 @@ impl Observer {
                 _ => self.live.exited(target, now_ns),
             }
         }
+        // Ages are known right after a sweep only.
+        if sweep.is_some() {
+            self.judge(now_ns);
+        }
         let missing: Vec<_> = self
             .live
             .stacks()
@@ -336,6 +350,11 @@ impl Observer {
             self.names
                 .want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
         }
+    }
+
+    fn judge(&mut self, now_ns: u64) {
+        let callsite_of = |key| self.names.of(key).map(|names| names.callsite.0);
+        self.verdicts.observe(&self.live, callsite_of, now_ns);
     }
 
     /// Takes the last numbers and waits, within a bound, until all stacks have names.
@@ -365,6 +384,8 @@ impl Observer {
                 self.names.pending()
             );
         }
+        // Stacks that have just got names join their callsites.
+        self.judge(monotonic_ns());
         Ok(())
     }
 
@@ -373,6 +394,7 @@ impl Observer {
     pub fn report(&self) -> Report {
         assembly::Assembly {
             live: &self.live,
+            verdicts: &self.verdicts,
             images: &self.images,
             processes: &self.processes,
             names: &self.names,

@@ -42,6 +42,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let (stop, stopped) = oneshot::channel();
     let server = start_server(listener, source.clone(), stopped)?;
     let mut observer = Observer::new(config.settings(), &config.hide, analyst)?;
+    observer.allow(&config.allow)?;
     observer.watch_all(watchable).await?;
     observer.publish_to(source, config.interval);
     privileges::restrict_system_calls()?;

@@ -56,6 +56,7 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     if args.observe.trace.is_some() {
         observer.keep_timeline();
     }
+    observer.allow(&args.observe.allow)?;
     if let Some(path) = &args.observe.record {
         observer.record(path)?;
     }

@@ -14,7 +14,10 @@ use crate::{
         CallsiteReport, EntityCounts, Frame, Location, LossReport, Report, SCHEMA, SiteCounts, StackReport,
         StateCounts, TargetReport, TargetStatus, Verdict,
     },
-    live::{Live, StackCount, StackKey, States, Target, at_exit},
+    live::{
+        Live, StackCount, StackKey, States, Target, at_exit,
+        verdict::{CallsiteKey, Judgement, Verdicts},
+    },
     symbols::{ResolvedFrame, callsite::CallsiteId, names::one_of},
 };
 use leakmon_ebpf::abi::{Loss, Role, TargetId};
@@ -23,6 +26,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 /// Everything that a report is made from.
 pub(super) struct Assembly<'a> {
     pub(super) live: &'a Live,
+    pub(super) verdicts: &'a Verdicts,
     pub(super) images: &'a Images,
     pub(super) processes: &'a Processes,
     pub(super) names: &'a Names,
@@ -101,6 +105,12 @@ impl Assembly<'_> {
             .target(target)
             .and_then(|target| target.exited_ns)
             .unwrap_or(self.now_ns);
+        let key = CallsiteKey { target, callsite: id.0 };
+        let Judgement {
+            verdict,
+            evidence,
+            growth_per_minute,
+        } = self.judgement(key, location, task_type.as_deref());
         let oldest = entries.iter().filter_map(|entry| entry.count.oldest_born_ns).min();
         CallsiteReport {
             id: id.to_string(),
@@ -111,9 +121,9 @@ impl Assembly<'_> {
             spawned: sum(|count| count.born),
             ended: sum(|count| count.ended),
             oldest_seconds: oldest.map(|born_ns| seconds(until_ns.saturating_sub(born_ns))),
-            growth_per_minute: None,
-            verdict: Verdict::Unknown,
-            evidence: None,
+            growth_per_minute,
+            verdict,
+            evidence,
             states: states(entries),
             task_type,
             location: location.map(place).unwrap_or_default(),
@@ -134,6 +144,24 @@ impl Assembly<'_> {
             callsite.evidence = Some(evidence);
         }
         callsite
+    }
+
+    /// What is thought of a callsite; growth that the user expects is none to warn of.
+    fn judgement(&self, key: CallsiteKey, location: Option<&ResolvedFrame>, task_type: Option<&str>) -> Judgement {
+        let judgement = self.verdicts.of(key);
+        let function = location.and_then(|frame| frame.function.as_deref());
+        let mut names = [function, task_type].into_iter().flatten();
+        if !names.any(|name| self.names.is_allowed(name)) {
+            return judgement;
+        }
+        let evidence = judgement
+            .evidence
+            .map(|evidence| format!("Allowed by a pattern. {evidence}"));
+        Judgement {
+            verdict: Verdict::Steady,
+            evidence,
+            ..judgement
+        }
     }
 
     fn targets(&self) -> Vec<TargetReport> {

@@ -69,6 +69,8 @@ struct Token {
 /// The names of all stacks.
 pub(super) struct Names {
     hide: HideTable,
+    /// What is expected to grow.
+    allow: HideTable,
     images: ImageTable,
     spaces: HashMap<TargetId, Space>,
     /// `None` while the symbol thread has it.
@@ -90,6 +92,7 @@ impl Names {
             .context("the symbol thread can't be started")?;
         Ok(Self {
             hide: HideTable::new(hide.iter().cloned())?,
+            allow: HideTable::default(),
             images: ImageTable::new(OPEN_IMAGES_MAX, vec![PathBuf::from(DEBUG_DIRECTORY)]),
             spaces: HashMap::new(),
             stacks: HashMap::new(),
@@ -97,6 +100,17 @@ impl Names {
             service,
             replies,
         })
+    }
+
+    /// Takes the patterns of code whose callsites are expected to grow.
+    pub(super) fn allow(&mut self, patterns: &[String]) -> anyhow::Result<()> {
+        self.allow = HideTable::new(patterns.iter().cloned())?;
+        Ok(())
+    }
+
+    /// Whether growth is expected of what this function, or this task type, is called.
+    pub(super) fn is_allowed(&self, name: &str) -> bool {
+        self.allow.is_named(name)
     }
 
     /// Reads a target's mappings while it lives.

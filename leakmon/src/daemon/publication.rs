@@ -113,11 +113,12 @@ impl Observer {
     }
 
     /// What user space had no room for, by reason.
-    fn refused(&self) -> [(&'static str, u64); 4] {
+    fn refused(&self) -> [(&'static str, u64); 5] {
         let live = self.live.refused();
         [
             ("targets_refused", live.targets),
             ("stacks_refused", live.stacks),
+            ("histories_refused", self.verdicts.refused()),
             ("tables_refused", self.unwinding.refused()),
             ("unknown_record", self.ring.unknown()),
         ]

@@ -3,6 +3,8 @@
 //! In: nothing, it is data; `daemon.rs` builds it from `live` and `symbols`. Out: the JSON contract (`"schema": 1`,
 //! fields are only ever added: one that older reports lack is read as absent). It does not choose what is shown: the formats do.
 
+pub use crate::live::verdict::Verdict;
+
 use super::filter::KINDS;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::sync::Arc;
@@ -172,33 +174,6 @@ pub struct CallsiteReport {
     /// By descending live count.
     #[serde(serialize_with = "first_stacks")]
     pub stacks: Vec<StackReport>,
-}
-
-/// What leakmon thinks of a callsite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// It leaks.
-    Leak,
-    /// It may leak.
-    Suspect,
-    /// Not yet known.
-    Unknown,
-    /// It does not leak.
-    Steady,
-}
-
-impl Verdict {
-    /// The word used in JSON, labels and tables.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Leak => "leak",
-            Self::Suspect => "suspect",
-            Self::Unknown => "unknown",
-            Self::Steady => "steady",
-        }
-    }
 }
 
 /// States of the live tasks that were sampled.

@@ -5,6 +5,7 @@
 
 pub mod at_exit;
 mod states;
+pub mod verdict;
 
 pub use states::States;
 
@@ -115,7 +116,7 @@ impl Live {
                 cookie,
                 time_ns,
             } => {
-                self.target(target, time_ns);
+                self.see(target, time_ns);
                 self.raise(StackKey { target, stack }, cookie, 1, 0);
             }
             Event::Changed {
@@ -131,7 +132,7 @@ impl Live {
                 }
             }
             Event::Target { target, time_ns } => {
-                self.target(target, time_ns);
+                self.see(target, time_ns);
             }
             Event::Exec {
                 target,
@@ -143,7 +144,7 @@ impl Live {
                     self.exited(before, time_ns);
                 }
                 if let Some(target) = target {
-                    self.target(target, time_ns);
+                    self.see(target, time_ns);
                 }
             }
             Event::Exit { target, time_ns } => self.exited(target, time_ns),
@@ -168,7 +169,7 @@ impl Live {
     ) {
         for (key, value) in counts {
             let key = StackKey::from(*key);
-            self.target(key.target, now_ns);
+            self.see(key.target, now_ns);
             self.raise(key, Cookie(value.cookie), value.born, value.ended);
             if let (Some(sweep), Some(count)) = (sweep, self.stacks.get_mut(&key)) {
                 count.oldest_born_ns = (value.swept == sweep).then_some(value.oldest_born_ns);
@@ -223,6 +224,12 @@ impl Live {
         self.targets.iter().map(|(id, target)| (*id, target))
     }
 
+    /// A target, unless it was forgotten.
+    #[must_use]
+    pub fn target(&self, target: TargetId) -> Option<&Target> {
+        self.targets.get(&target)
+    }
+
     /// The stacks, in no order.
     pub fn stacks(&self) -> impl Iterator<Item = (StackKey, &StackCount)> {
         self.stacks.iter().map(|(key, count)| (*key, count))
@@ -242,7 +249,7 @@ impl Live {
         self.refused
     }
 
-    fn target(&mut self, target: TargetId, time_ns: u64) {
+    fn see(&mut self, target: TargetId, time_ns: u64) {
         if self.targets.len() >= TARGETS_MAX && !self.targets.contains_key(&target) {
             self.refused.targets += 1;
             return;

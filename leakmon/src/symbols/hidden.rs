@@ -104,13 +104,13 @@ const TASK_POLLS: [&str; 2] = ["tokio::runtime::task::", "tokio::runtime::blocki
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HideError {
     /// It hides everything or nothing.
-    #[error("a pattern to hide is empty; name a crate or a path, such as `mycrate` or `mycrate::pool::*`")]
+    #[error("a pattern of code is empty; name a crate or a path, such as `mycrate` or `mycrate::pool::*`")]
     Empty,
     /// It is too long.
-    #[error("the pattern to hide `{0}…` is longer than {PATTERN_BYTES_MAX} bytes; name a shorter path with a star")]
+    #[error("the pattern of code `{0}…` is longer than {PATTERN_BYTES_MAX} bytes; name a shorter path with a star")]
     TooLong(String),
     /// There are too many.
-    #[error("there are more than {PATTERNS_MAX} patterns to hide; join some of them with a star")]
+    #[error("there are more than {PATTERNS_MAX} patterns of code; join some of them with a star")]
     TooMany,
 }
 
@@ -181,14 +181,23 @@ impl HideTable {
         spawner.or(wrapper).unwrap_or(0)
     }
 
+    /// Whether one of the user's patterns names the function or type `name` (demangled).
+    #[must_use]
+    pub fn is_named(&self, name: &str) -> bool {
+        !self.patterns.is_empty() && self.has_any(&defining_paths(name, 0))
+    }
+
+    fn has_any(&self, paths: &[String]) -> bool {
+        paths
+            .iter()
+            .any(|path| self.patterns.iter().any(|pattern| is_at_or_below(pattern, path)))
+    }
+
     /// Whose code the function `name` (demangled) is.
     #[must_use]
     pub fn owner(&self, name: &str) -> Owner {
         let paths = defining_paths(name, 0);
-        if paths
-            .iter()
-            .any(|path| self.patterns.iter().any(|pattern| is_at_or_below(pattern, path)))
-        {
+        if self.has_any(&paths) {
             return Owner::Wrapper;
         }
         // Of a type and a trait, one must be known to the other's crate: it is the crate further from the language
