@@ -52,6 +52,14 @@ Ctrl-C ends the observation and prints the report. Only tasks that are born mean
   leakmon daemon --config /etc/leakmon/leakmon.toml
   curl http://127.0.0.1:5325/metrics")]
     Daemon(DaemonArgs),
+    /// Shows live what grows, on the terminal
+    #[command(after_help = "Examples:
+  leakmon top -p 4711
+  leakmon top --exe /usr/bin/app
+  leakmon top --connect http://127.0.0.1:5325     what a daemon knows; needs no root
+
+Keys: arrows select, / filters, s or a letter sorts, p pauses, PgUp and PgDn scroll the stack, q quits.")]
+    Top(TopArgs),
     /// Prints where a binary would be probed; needs no root
     #[command(after_help = "Example:
   leakmon probes ./target/release/app")]
@@ -175,6 +183,34 @@ pub struct AttachArgs {
     pub observe: ObserveArgs,
 }
 
+/// Options of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// A process to watch; repeatable
+    #[arg(short, long = "pid", value_name = "PID", required_unless_present_any = ["exe", "connect"])]
+    pub pid: Vec<u32>,
+    /// An executable whose processes are watched, those that start later too; repeatable
+    #[arg(long, value_name = "PATH")]
+    pub exe: Vec<PathBuf>,
+    /// Shows what this daemon knows instead, such as `http://127.0.0.1:5325`
+    #[arg(long, value_name = "URL", conflicts_with_all = ["pid", "exe", "no_stacks", "hide", "allow"])]
+    pub connect: Option<String>,
+    /// Counts by probe site only, without walking stacks
+    #[arg(long)]
+    pub no_stacks: bool,
+    /// Never name functions of this crate or path as the culprit; repeatable
+    #[arg(long, value_name = "PATTERN")]
+    pub hide: Vec<String>,
+    /// Never call tasks of this crate or path a leak: they are expected to become more; repeatable
+    #[arg(long, value_name = "PATTERN")]
+    pub allow: Vec<String>,
+}
+
+/// A URL at which there can be no daemon.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is no address of a daemon: give --connect http://HOST:PORT")]
+pub struct UrlError(pub String);
+
 /// Options of `daemon`.
 #[derive(Debug, Args)]
 pub struct DaemonArgs {
@@ -251,6 +287,9 @@ mod tests {
             "leakmon attach -p 1 --trace trace.json",
             "leakmon diff old.json new.json",
             "leakmon diff --format svg -o diff.svg --tolerance 5 old.json new.json",
+            "leakmon top -p 1",
+            "leakmon top --exe /usr/bin/app --allow app::tenants",
+            "leakmon top --connect http://127.0.0.1:5325",
             "leakmon probes app",
             "leakmon doctor",
             "leakmon completions zsh",

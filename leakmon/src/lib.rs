@@ -31,7 +31,7 @@
 //! | [`analysis`] | confined children that read untrusted files for the stages | what is read |
 //! | [`targets`] | WHERE to probe: images, runtimes, sites; what `/proc` says of processes | BPF |
 //! | [`kernel`] | ALL BPF system calls: load, attach, ring, maps; what this host offers | what a count means |
-//! | [`live`] | events and counters in, counts and ages out; pure | IO, clocks, names |
+//! | [`live`] | events and counters in; counts, ages and verdicts out; pure | IO, clocks, names |
 //! | [`symbols`] | addresses to names, the location, the callsite's id | counts |
 //! | [`export`] | one file an output format; `http` only routes | where a report came from |
 //! | [`daemon`] | the loop; `daemon/assembly.rs` makes the report | the command line |

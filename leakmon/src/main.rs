@@ -1,7 +1,11 @@
 //! The `leakmon` command: parses, runs one command, turns its outcome into an exit code.
 
 use clap::Parser;
-use leakmon::{analysis::ZYGOTE_NAME, cli::Cli, commands};
+use leakmon::{
+    analysis::ZYGOTE_NAME,
+    cli::{Cli, Command},
+    commands,
+};
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -11,7 +15,10 @@ fn main() -> ExitCode {
         return commands::serve_analyses();
     }
     let cli = Cli::parse();
+    let has_screen = matches!(cli.command, Command::Top(_)) && std::io::stderr().is_terminal();
     let level = match cli.verbose {
+        // A line in the middle of the screen would stay there.
+        _ if has_screen => "off",
         0 => "warn",
         1 => "info",
         2 => "debug",

@@ -36,8 +36,15 @@ const LINKER_PACKAGES: [&str; 5] = [
     "libzstd-dev",
 ];
 /// For `promtool`, with which a test checks the metrics page; for the browser that looks at the page at `/`; for the place that Go is
-/// installed into; for a victim that is no Rust program.
-const TEST_PACKAGES: [&str; 5] = ["prometheus", "chromium", "chromium-driver", "python3-venv", "python3"];
+/// installed into; for a victim that is no Rust program; a terminal in which a test looks at `leakmon top`.
+const TEST_PACKAGES: [&str; 6] = [
+    "prometheus",
+    "chromium",
+    "chromium-driver",
+    "python3-venv",
+    "python3",
+    "tmux",
+];
 /// Where Debian's `llvm-22-dev` is; bpf-linker's build asks for it.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 

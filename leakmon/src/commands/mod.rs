@@ -12,10 +12,11 @@ mod package_files;
 mod probes;
 mod progress;
 mod run;
+mod top;
 
 use crate::{
     analysis::{self, Analyst, Job, self_test::SELF_TEST},
-    cli::{Cli, Command, ObserveArgs},
+    cli::{Cli, Command, ObserveArgs, UrlError},
     config::ConfigError,
     export::{RenderOptions, escape::is_hostile},
     kernel::{KernelError, Settings},
@@ -71,7 +72,7 @@ impl From<anyhow::Error> for Exit {
                 || cause.is::<Unprobeable>()
         }) {
             UNPROBEABLE
-        } else if any(|cause| cause.is::<ConfigError>() || cause.is::<HideError>()) {
+        } else if any(|cause| cause.is::<ConfigError>() || cause.is::<HideError>() || cause.is::<UrlError>()) {
             USAGE
         } else {
             FAILURE
@@ -105,6 +106,7 @@ pub async fn execute(command: Command) -> anyhow::Result<Exit> {
         Command::Run(args) => run::execute(args).await,
         Command::Attach(args) => attach::execute(args).await,
         Command::Daemon(args) => daemon::execute(args).await,
+        Command::Top(args) => top::execute(args).await,
         Command::Probes(args) => probes::execute(&args),
         Command::Diff(args) => diff::execute(&args),
         Command::Doctor => doctor::execute(),
@@ -150,7 +152,6 @@ const TRACE_RING_BYTES: u32 = 1 << 24;
 /// What the options of an observation mean to the BPF programs.
 fn settings(args: &ObserveArgs) -> Settings {
     Settings {
-        walk_stacks: !args.no_stacks,
         remember_walks: !args.no_memo,
         empty_programs: args.empty_programs,
         debug: args.debug_programs,

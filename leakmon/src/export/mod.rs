@@ -16,6 +16,7 @@
 //! | `plan` | a probe plan as text |
 //! | `series`, `metrics` | the bounded choice of time series, and Prometheus text |
 //! | `snapshot`, `http` | what a request may read, and the routes |
+//! | `top` | the live view on a terminal |
 //! | `page` | the page at `/`: plain files |
 //! | `escape`, `shorten`, `age`, `filter` | what formats share: harmless and fitting names, durations, `?pid=`, `?kind=` |
 //!
@@ -38,6 +39,7 @@ pub(crate) mod shorten;
 pub mod snapshot;
 pub mod svg;
 pub mod table;
+pub mod top;
 pub mod trace;
 
 use report::Report;

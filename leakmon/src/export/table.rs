@@ -7,7 +7,7 @@
 //! wrap.
 
 mod layout;
-mod spot;
+pub(super) mod spot;
 
 use self::layout::{Layout, Place};
 use self::spot::Spot;

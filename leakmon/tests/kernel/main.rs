@@ -17,6 +17,7 @@ mod outputs;
 mod page;
 mod service;
 mod threads;
+mod top;
 mod truth;
 mod victim;
 mod wrappers;

@@ -11,6 +11,7 @@ mod rivals;
 mod server;
 mod summary;
 mod tasks;
+mod verdicts;
 mod watched;
 
 use crate::workspace::Workspace;
@@ -28,6 +29,8 @@ pub(crate) enum Subject {
     Server,
     /// How long `run` takes to return when its command has ended
     Ending,
+    /// How often verdicts are right, and how long they take, on simulated programs
+    Verdicts,
 }
 
 impl Subject {
@@ -65,6 +68,7 @@ pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], effort: Effort) -
             Subject::Daemon => daemon::run(workspace)?,
             Subject::Server => server::run(workspace, effort)?,
             Subject::Ending => ending::run(workspace, effort)?,
+            Subject::Verdicts => verdicts::run(workspace)?,
         };
         println!("\n{table}");
         if effort.record {

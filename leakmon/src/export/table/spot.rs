@@ -7,7 +7,7 @@ use crate::export::{escape, shorten};
 use std::borrow::Cow;
 
 /// Type and location on one line of at most `room` columns.
-pub(super) fn beside(type_name: Option<&str>, location: Option<&Spot<'_>>, room: usize) -> String {
+pub(in crate::export) fn beside(type_name: Option<&str>, location: Option<&Spot<'_>>, room: usize) -> String {
     match (type_name, location) {
         (Some(type_name), Some(spot)) => format!("{type_name} spawned in {}", spot.fit(usize::MAX)),
         (Some(type_name), None) => shorten::rust_name(type_name, room).into_owned(),
@@ -17,7 +17,7 @@ pub(super) fn beside(type_name: Option<&str>, location: Option<&Spot<'_>>, room:
 }
 
 /// Type and location on a line each, of at most `room` columns.
-pub(super) fn stacked(type_name: Option<&str>, location: Option<&Spot<'_>>, room: usize) -> Vec<String> {
+pub(in crate::export) fn stacked(type_name: Option<&str>, location: Option<&Spot<'_>>, room: usize) -> Vec<String> {
     const BEFORE: &str = "in ";
     match (type_name, location) {
         (Some(type_name), Some(spot)) => vec![
@@ -29,7 +29,7 @@ pub(super) fn stacked(type_name: Option<&str>, location: Option<&Spot<'_>>, room
 }
 
 /// A place in code, as far as it is known, escaped.
-pub(super) struct Spot<'a> {
+pub(in crate::export) struct Spot<'a> {
     /// Function; else image and offset.
     name: Cow<'a, str>,
     /// `file:line`.
@@ -37,7 +37,7 @@ pub(super) struct Spot<'a> {
 }
 
 impl<'a> Spot<'a> {
-    pub(super) fn of_callsite(callsite: &'a CallsiteReport) -> Option<Self> {
+    pub(in crate::export) fn of_callsite(callsite: &'a CallsiteReport) -> Option<Self> {
         let Location {
             function,
             file,
@@ -52,7 +52,7 @@ impl<'a> Spot<'a> {
         })
     }
 
-    pub(super) fn of_frame(frame: &'a Frame) -> Self {
+    pub(in crate::export) fn of_frame(frame: &'a Frame) -> Self {
         // A frame has an offset, so it is always called something.
         let name = escape::code_place(frame.function.as_deref(), frame.image.as_deref(), Some(frame.offset));
         Self {
@@ -62,7 +62,7 @@ impl<'a> Spot<'a> {
     }
 
     /// `name at file:line` in at most `room` columns; the end of the file's name and the line stay.
-    pub(super) fn fit(&self, room: usize) -> String {
+    pub(in crate::export) fn fit(&self, room: usize) -> String {
         const AT: &str = " at ";
         let Some(line) = &self.line else {
             return shorten::rust_name(&self.name, room).into_owned();
@@ -82,7 +82,7 @@ fn file_line(file: Option<&str>, line: Option<u32>) -> Option<String> {
 }
 
 /// Whether the frame is the one that gave the callsite its location.
-pub(super) fn is_location(frame: &Frame, callsite: &CallsiteReport) -> bool {
+pub(in crate::export) fn is_location(frame: &Frame, callsite: &CallsiteReport) -> bool {
     let location = &callsite.location;
     if location.function.is_some() {
         frame.function == location.function && frame.file == location.file && frame.line == location.line

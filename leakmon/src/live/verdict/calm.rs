@@ -39,9 +39,7 @@ impl Calm {
 
 /// Looks at the coarsest scale that has a trend.
 pub(super) fn judge(history: &History, clock: &Clock) -> Calm {
-    let scale = (0..SCALES)
-        .rev()
-        .find(|scale| history.view(clock, *scale).trend().is_some());
+    let scale = (0..SCALES).rev().find(|scale| history.has_trend(*scale));
     let Some(scale) = scale.filter(|_| clock.elapsed() >= WATCHED_MIN) else {
         return Calm::Early;
     };

@@ -11,7 +11,7 @@
 //! 3. They have never been that many, nor nearly: what rises again after it fell follows a period.
 
 use super::{
-    history::{Clock, History, SCALES, View, bound, interval, quarters, rises},
+    history::{Clock, History, SCALES, Sample, View, bound, interval, quarters, rises},
     robust::{mann_kendall, theil_sen},
 };
 
@@ -70,17 +70,18 @@ pub(super) fn judge(history: &History, clock: &Clock, scale: usize) -> Option<Gr
     }
     // Of the last scale the age bounds allow a shorter horizon only.
     let horizon = (scale + 1).min(SCALES - 2);
-    let view = history.view(clock, scale);
-    let trend = view.trend()?;
-    let old = |sample: &super::history::Sample| f64::from(sample.older[horizon]);
-    let last = trend.last()?;
-    let first = trend.first()?;
-    let gained = old(last.1) - old(first.1);
+    let old = |sample: &Sample| f64::from(sample.older[horizon]);
+    let gained = history.gain(scale, old)?;
     if gained < TASKS_MIN {
         return None;
     }
+    let view = history.view(clock, scale);
+    let trend = view.trend()?;
+    let (first, last) = (trend.first()?, trend.last()?);
     let least = gained / 4.0 * QUARTER_SHARE_MIN;
-    if quarters(trend, old).iter().any(|quarter| *quarter < least) {
+    // Those that get old now were born a horizon ago: younger ones say whether they still come.
+    let still = quarters(trend, |sample| f64::from(sample.older[horizon - 1]))[3];
+    if still < least || quarters(trend, old).iter().any(|quarter| *quarter < least) {
         return None;
     }
     let series = View::series(trend, old);

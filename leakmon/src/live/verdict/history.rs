@@ -210,6 +210,18 @@ impl History {
         self.scales[0].back()
     }
 
+    /// Whether a scale has enough samples for a trend.
+    pub(super) fn has_trend(&self, scale: usize) -> bool {
+        self.scales[scale].len() >= TREND
+    }
+
+    /// By how much a number rose over the trend of a scale; `None` where there is no trend yet. Cheap: most sites need no more.
+    pub(super) fn gain(&self, scale: usize, value: impl Fn(&Sample) -> f64) -> Option<f64> {
+        let samples = &self.scales[scale];
+        let first = samples.get(samples.len().checked_sub(TREND)?)?;
+        Some(value(samples.back()?) - value(first))
+    }
+
     /// The samples of a scale with their times.
     pub(super) fn view<'a>(&'a self, clock: &'a Clock, scale: usize) -> View<'a> {
         let (samples, times) = (&self.scales[scale], &clock.times[scale]);

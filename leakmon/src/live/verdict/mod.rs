@@ -256,7 +256,12 @@ impl Site {
             .flatten()
             .find(|(growth, drift)| growth.kept && drift.is_some());
         let never = |from: usize| (from..SCALES).find_map(|scale| Some((scale, self.never_ending[scale]?)));
-        let first = self.first_scale(clock);
+        // That of a second only while there is no other.
+        let first = if self.history.has_trend(SUSPECT_SCALE) {
+            SUSPECT_SCALE
+        } else {
+            0
+        };
         let doomed = unwakeable.filter(|unwakeable| unwakeable.doomed);
         let leak = doomed
             .and_then(|unwakeable| alarm(Verdict::Leak, unwakeable.span, Finding::Unwakeable(unwakeable)))
@@ -295,12 +300,6 @@ impl Site {
             };
             found(verdict, 0.0, Finding::Calm(calm))
         })
-    }
-
-    /// The finest scale that may raise a suspicion: that of a second only while there is no other.
-    fn first_scale(&self, clock: &Clock) -> usize {
-        let coarser = self.history.view(clock, SUSPECT_SCALE).trend().is_some();
-        if coarser { SUSPECT_SCALE } else { 0 }
     }
 
     fn growth_per_minute(&self, clock: &Clock) -> Option<f64> {

@@ -13,7 +13,7 @@ const BIRTHS_MIN: f64 = 8.0;
 
 /// Tasks born within the time of the scale, where none has ended and births are spread over all quarters of it.
 pub(super) fn judge(history: &History, clock: &Clock, scale: usize) -> Option<f64> {
-    if history.ended() > 0 {
+    if history.ended() > 0 || !history.has_trend(scale) {
         return None;
     }
     let view = history.view(clock, scale);

@@ -9,6 +9,8 @@ use super::history::Sample;
 const TASKS_MIN: u32 = 5;
 /// Rises, each to a number that was not reached before.
 const RISES_MIN: u32 = 3;
+/// As many where an abort can end them: then the number may fall, and chance alone lets it rise some times in a row.
+const RISES_ABORTABLE_MIN: u32 = 8;
 /// Seconds from the first to the last rise: longer than a start.
 const SPAN_MIN: f64 = 10.0;
 /// Falls, as a part of the rises: where nothing ends there is none but for a reading that failed.
@@ -52,11 +54,11 @@ impl Rises {
     }
 
     /// Whether it rises and goes on rising.
-    fn goes_on(&self) -> bool {
+    fn goes_on(&self, rises_min: u32) -> bool {
         let span = self.last - self.first;
         let mean = span / f64::from(self.count.max(2) - 1);
         self.highest >= TASKS_MIN
-            && self.count >= RISES_MIN
+            && self.count >= rises_min
             && f64::from(self.falls) <= f64::from(self.count) * FALLS_MAX
             && span >= SPAN_MIN
             && self.now - self.last <= (mean * PAUSE_MEAN_MAX).max(PAUSE_MIN)
@@ -89,12 +91,12 @@ impl Follower {
 
     /// What is found now.
     pub(super) fn judge(&self) -> Option<Unwakeable> {
-        let (rises, doomed) = if self.doomed.goes_on() {
-            (&self.doomed, true)
+        let (rises, doomed, rises_min) = if self.doomed.goes_on(RISES_MIN) {
+            (&self.doomed, true, RISES_MIN)
         } else {
-            (&self.all, false)
+            (&self.all, false, RISES_ABORTABLE_MIN)
         };
-        rises.goes_on().then_some(Unwakeable {
+        rises.goes_on(rises_min).then_some(Unwakeable {
             tasks: rises.highest,
             span: rises.last - rises.first,
             doomed,
@@ -125,7 +127,7 @@ mod tests {
         let staircase = |second: u32| second / 5 * 5;
         let doomed = follow((0..31).map(|second| (staircase(second), staircase(second)))).unwrap();
         assert_eq!((doomed.tasks, doomed.span, doomed.doomed), (30, 25.0, true));
-        let abortable = follow((0..31).map(|second| (staircase(second), 1))).unwrap();
+        let abortable = follow((0..46).map(|second| (staircase(second), 1))).unwrap();
         assert!(!abortable.doomed);
     }
 

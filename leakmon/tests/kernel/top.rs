@@ -1,0 +1,148 @@
+//! `leakmon top` in a terminal: tmux stands in for one, keeps its screen, and takes keys.
+
+use super::{host, victim::Victim};
+use std::{
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// What is awaited comes within two seconds.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A tmux server of its own, with one terminal.
+struct Tmux(String);
+
+impl Tmux {
+    /// Runs a shell command in a terminal of this size; `None` where there is no tmux.
+    fn start(width: u16, height: u16, command: &str) -> Option<Self> {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let tmux = Self(format!("leakmon-test-{}-{number}", std::process::id()));
+        Command::new("tmux").arg("-V").output().ok()?;
+        let size = [width.to_string(), height.to_string()];
+        tmux.run(&[
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            &size[0],
+            "-y",
+            &size[1],
+            command,
+        ]);
+        Some(tmux)
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = Command::new("tmux")
+            .env("LC_ALL", "C.UTF-8")
+            .args(["-u", "-L", &self.0])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn screen(&self) -> String {
+        self.run(&["capture-pane", "-p"])
+    }
+
+    fn keys(&self, keys: &[&str]) {
+        self.run(&[&["send-keys"], keys].concat());
+    }
+
+    /// Waits for a screen of which this is true.
+    fn await_screen(&self, what: &str, holds: impl Fn(&str) -> bool) -> String {
+        let begin = Instant::now();
+        loop {
+            let screen = self.screen();
+            if holds(&screen) {
+                return screen;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{what}, but there is:\n{screen}");
+            // tidy: a terminal does not tell when it changes
+            sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        let _gone = Command::new("tmux").args(["-L", &self.0, "kill-server"]).output();
+    }
+}
+
+/// The first row of callsites: the line below the heading.
+fn first_row(screen: &str) -> &str {
+    let mut lines = screen.lines().skip_while(|line| !line.starts_with("VERDICT"));
+    lines.nth(1).unwrap_or_default()
+}
+
+#[test]
+fn top_shows_the_leak_and_leaves_the_terminal_as_it_was() {
+    const NAME: &str = "top_shows_the_leak_and_leaves_the_terminal_as_it_was";
+    let Some(path) = host::victim_for(NAME, "leaky_registry") else {
+        return;
+    };
+    let mut victim = Victim::start(&path, &[]);
+    victim.await_ready();
+    let leakmon = env!("CARGO_BIN_EXE_leakmon");
+    let command = format!(
+        "stty -g; {leakmon} top -p {}; echo code $?; stty -g; exec cat",
+        victim.tgid()
+    );
+    let Some(tmux) = Tmux::start(60, 15, &command) else {
+        host::skip(NAME, "tmux is not installed: run `cargo xtask setup`");
+        return;
+    };
+    tmux.await_screen("probes are attached", |screen| screen.contains("attached: 0 live"));
+    victim.go_on();
+    victim.await_ready();
+    victim.go_on();
+    let _truth = victim.truth();
+    // 43 handlers are left for ever, and they stand first.
+    let screen = tmux.await_screen("the leak is first", |screen| {
+        let row = first_row(screen);
+        row.contains("handle_conn") && row.contains(" 43 ")
+    });
+    assert!(screen.contains("accept_loop"), "its stack:\n{screen}");
+    assert!(screen.lines().count() <= 15 && screen.contains("q quit"), "{screen}");
+
+    // Another row, and back again; the filter; the pause.
+    tmux.keys(&["Down"]);
+    tmux.await_screen("another one is selected", |screen| {
+        !screen.contains("43 live with this stack")
+    });
+    tmux.keys(&["Up"]);
+    tmux.await_screen("the leak is selected", |screen| {
+        screen.contains("43 live with this stack")
+    });
+    tmux.keys(&["/", "heartbeat", "Enter"]);
+    tmux.await_screen("the filter narrows", |screen| first_row(screen).contains("heartbeat"));
+    tmux.keys(&["Escape"]);
+    tmux.await_screen("all are back", |screen| first_row(screen).contains("handle_conn"));
+    tmux.keys(&["p"]);
+    tmux.await_screen("it is paused", |screen| screen.contains("PAUSED"));
+    tmux.run(&["resize-window", "-x", "120", "-y", "40"]);
+    tmux.await_screen("it fills the larger screen", |screen| screen.contains("TREND"));
+
+    tmux.keys(&["q"]);
+    let screen = tmux.await_screen("it has quit", |screen| {
+        screen.contains("code 0") && screen.trim_end().lines().last().is_some_and(|line| line.contains(':'))
+    });
+    let settings: Vec<&str> = screen.lines().filter(|line| line.matches(':').count() > 20).collect();
+    assert!(
+        settings.len() == 2 && settings[0] == settings[1],
+        "the terminal's settings:\n{screen}"
+    );
+    let flags = tmux.run(&[
+        "display-message",
+        "-p",
+        "#{alternate_on} #{cursor_flag} #{mouse_any_flag}",
+    ]);
+    assert_eq!(flags.trim(), "0 1 0");
+}
