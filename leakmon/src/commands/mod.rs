@@ -152,6 +152,7 @@ const TRACE_RING_BYTES: u32 = 1 << 24;
 /// What the options of an observation mean to the BPF programs.
 fn settings(args: &ObserveArgs) -> Settings {
     Settings {
+        walk_stacks: !args.no_stacks,
         remember_walks: !args.no_memo,
         empty_programs: args.empty_programs,
         debug: args.debug_programs,

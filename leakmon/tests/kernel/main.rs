@@ -19,5 +19,6 @@ mod service;
 mod threads;
 mod top;
 mod truth;
+mod verdicts;
 mod victim;
 mod wrappers;
