@@ -199,12 +199,6 @@ impl History {
         now.wrapping_sub(self.ended_before.unwrap_or(0))
     }
 
-    /// The live counts of the finest scale that reaches back as far as any; oldest first.
-    pub(super) fn live_counts(&self) -> Vec<u32> {
-        let scale = usize::from(self.scales[1].len() > QUARTER);
-        self.scales[scale].iter().map(|sample| sample.live).collect()
-    }
-
     /// The newest sample.
     pub(super) fn last(&self) -> Option<&Sample> {
         self.scales[0].back()

@@ -188,13 +188,6 @@ impl Verdicts {
         site.map_or(Verdict::Unknown, |site| site.standing.verdict)
     }
 
-    /// The live counts of a callsite, oldest first, `interval` seconds apart: what a sparkline shows.
-    #[must_use]
-    pub fn live_counts(&self, key: CallsiteKey) -> Vec<u32> {
-        let site = self.sites.get(&Owner::Callsite(key));
-        site.map_or_else(Vec::new, |site| site.history.live_counts())
-    }
-
     /// Callsites beyond [`CALLSITES_MAX`], counted at each sight.
     #[must_use]
     pub const fn refused(&self) -> u64 {
