@@ -4,6 +4,7 @@
 //! that are written here. Thresholds were tuned on [`TUNING_SEEDS`] alone.
 
 use super::simulation::{Random, Site, Task, Word};
+use std::f64::consts::TAU;
 
 /// Seeds that thresholds were tuned on; a failure with any of them was a reason to change a rule.
 pub(crate) const TUNING_SEEDS: std::ops::Range<u64> = 1..111;
@@ -98,9 +99,7 @@ pub(crate) const SCENARIOS: [Scenario; 26] = [
     }),
     leaking("with the load of the day", 150.0, |random, end| {
         let (period, phase) = (random.between(1.0, 2.0) * HOUR, random.between(0.0, 6.0));
-        leak(random, end, move |time| {
-            0.5 + 0.4 * (time / period * 6.28 + phase).sin()
-        })
+        leak(random, end, move |time| 0.5 + 0.4 * (time / period * TAU + phase).sin())
     }),
     leaking("faster and faster", 45.0, |random, end| {
         leak(random, end, |time| 0.2 + time / 2000.0)
@@ -181,7 +180,7 @@ pub(crate) const SCENARIOS: [Scenario; 26] = [
     healthy("the load of the day", 180.0, |random, end| {
         let (period, phase) = (random.between(1.0, 2.0) * HOUR, random.between(0.0, 6.0));
         let mean = random.between(120.0, 300.0);
-        let load = move |time: f64| 2.0 + 1.9 * (time / period * 6.28 + phase).sin();
+        let load = move |time: f64| 2.0 + 1.9 * (time / period * TAU + phase).sin();
         arrivals(random, end, load, |random| random.exponential(mean))
     }),
     healthy("reconnect storms", 90.0, |random, end| {

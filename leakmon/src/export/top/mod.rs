@@ -240,7 +240,7 @@ fn matches(callsite: &CallsiteReport, wanted: &str) -> bool {
         location.file.as_deref(),
         location.image.as_deref(),
         Some(callsite.verdict.as_str()),
-        Some(&*callsite.kind),
+        Some(callsite.kind),
         Some(pid.as_str()),
     ]
     .into_iter()
