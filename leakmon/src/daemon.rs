@@ -336,7 +336,7 @@ impl Observer {
         }
         // Ages are known right after a sweep only.
         if sweep.is_some() {
-            self.judge(now_ns);
+            self.judge_callsites(now_ns);
         }
         let missing: Vec<_> = self
             .live
@@ -352,7 +352,7 @@ impl Observer {
         }
     }
 
-    fn judge(&mut self, now_ns: u64) {
+    fn judge_callsites(&mut self, now_ns: u64) {
         let callsite_of = |key| self.names.of(key).map(|names| names.callsite.0);
         self.verdicts.observe(&self.live, callsite_of, now_ns);
     }
@@ -385,7 +385,7 @@ impl Observer {
             );
         }
         // Stacks that have just got names join their callsites.
-        self.judge(monotonic_ns());
+        self.judge_callsites(monotonic_ns());
         Ok(())
     }
 

@@ -34,14 +34,15 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    /// Its heading in `docs/performance.md`.
-    const fn title(self) -> &'static str {
-        match self {
+    /// Its heading in `docs/performance.md`; `None` where it has a document of its own.
+    const fn title(self) -> Option<&'static str> {
+        Some(match self {
             Self::Tasks => "A task in a program that only spawns",
             Self::Daemon => "The daemon",
             Self::Server => "A server that does more than spawning",
             Self::Ending => "The end of a run",
-        }
+            Self::Verdicts => return None,
+        })
     }
 }
 
@@ -71,8 +72,8 @@ pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], effort: Effort) -
             Subject::Verdicts => verdicts::run(workspace)?,
         };
         println!("\n{table}");
-        if effort.record {
-            record::section(workspace, subject.title(), &table)?;
+        if let (true, Some(title)) = (effort.record, subject.title()) {
+            record::section(workspace, title, &table)?;
         }
     }
     Ok(())
