@@ -50,6 +50,9 @@ pub const HOLD: u32 = 2;
 /// Flag of a process in `WATCHED`: its children, but not theirs, get [`HOLD`].
 pub const HOLD_CHILDREN: u32 = 4;
 
+/// Flag of a process in `WATCHED`: it stops at each exec until user space lets it go. Passed on to its descendants.
+pub const HOLD_EXEC: u32 = 8;
+
 /// What a hit of a probe site means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(not(target_arch = "bpf"), derive(serde::Serialize, serde::Deserialize))]
@@ -450,7 +453,8 @@ pub enum RecordKind {
     End = 7,
     /// A walk met code without a table: its `target` may have new mappings. At most one in [`REPORT_INTERVAL_NS`].
     Miss = 8,
-    /// A command stands at its entry point, stopped, until its tables are loaded: `target`.
+    /// A command stands, stopped: `target`. At its entry point until its tables are loaded, or, where `first` is 1, at its
+    /// exec until what it runs is known.
     Held = 9,
     /// A target had too many hits: `target`, `first` the time until which its births are not tracked.
     Paused = 10,

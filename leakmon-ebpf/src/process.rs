@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext},
 };
 use aya_log_ebpf::info;
-use leakmon_ebpf::abi::{Cookie, FOLLOW, HOLD, HOLD_CHILDREN, Loss, RecordKind};
+use leakmon_ebpf::abi::{Cookie, FOLLOW, HOLD, HOLD_CHILDREN, HOLD_EXEC, Loss, RecordKind};
 
 /// `SIGSTOP` on x86-64 (`arch/x86/include/uapi/asm/signal.h`).
 const SIGSTOP: u32 = 19;
@@ -43,9 +43,16 @@ pub fn fork(ctx: &RawTracePointContext) -> i32 {
         return 0;
     };
     let held = if flags & HOLD_CHILDREN != 0 { HOLD } else { 0 };
-    if WATCHED.insert(child, FOLLOW | held, 0).is_err() {
+    if WATCHED.insert(child, FOLLOW | held | flags & HOLD_EXEC, 0).is_err() {
         emit::lose(Loss::WatchedFull);
         return 0;
+    }
+    // User space may have stopped watching the parent meanwhile, and would never learn of a child that is held.
+    let holds_now = WATCHED
+        .get_ptr(tgid)
+        .is_some_and(|now| unsafe { *now } & HOLD_EXEC != 0);
+    if flags & HOLD_EXEC != 0 && !holds_now {
+        let _gone = WATCHED.remove(child);
     }
     let now_ns = unsafe { bpf_ktime_get_ns() };
     emit::emit(RecordKind::Fork, now_ns, 0, 0, u64::from(child), 0);
@@ -69,6 +76,13 @@ pub fn exec(ctx: &RawTracePointContext) -> i32 {
     }
     let now = current.map_or(0, |current| current.target);
     emit::emit(RecordKind::Exec, now_ns, now, 0, before, u64::from(tgid));
+    let held = WATCHED
+        .get_ptr(tgid)
+        .is_some_and(|flags| unsafe { *flags } & HOLD_EXEC != 0);
+    // It stops before the first instruction of its new program, as the signal is delivered on the way back to user space.
+    if held && now != 0 && unsafe { bpf_send_signal(SIGSTOP) } == 0 {
+        emit::emit(RecordKind::Held, now_ns, now, 0, 1, 0);
+    }
     if debug() != 0 {
         info!(ctx, "exec: process {} is target {:x}", tgid, now);
     }

@@ -5,6 +5,7 @@
 //! nobody: symbols are resolved on another thread, requests are answered from snapshots.
 
 mod assembly;
+mod first_sight;
 mod hold;
 mod images;
 mod names;
@@ -34,8 +35,9 @@ use crate::{
     supervision::Pulse,
 };
 use anyhow::Context;
+use first_sight::FirstSight;
 use images::Images;
-use leakmon_ebpf::abi::{HOLD, Loss, TargetId};
+use leakmon_ebpf::abi::TargetId;
 use names::Names;
 use processes::Processes;
 use proof::Proofs;
@@ -57,9 +59,6 @@ const TICK: Duration = Duration::from_millis(250);
 /// takes more than half a percent of a processor.
 const SWEEP_REST: u32 = 200;
 
-/// How long a command is held at its entry point for its unwind tables; they take milliseconds.
-const HOLD_MAX: Duration = Duration::from_secs(5);
-
 /// How long the last report waits for names; what is not resolved by then is shown by image and offset.
 const NAMES_WAIT: Duration = Duration::from_secs(60);
 
@@ -80,6 +79,7 @@ pub struct Observer {
     publisher: Option<Publisher>,
     pulse: Option<Pulse>,
     timeline: Option<Timeline>,
+    first_sight: Option<FirstSight>,
     configured: Configured,
     began_ns: u64,
     events: [u64; Event::KINDS.len()],
@@ -115,6 +115,7 @@ impl Observer {
             publisher: None,
             pulse: None,
             timeline: None,
+            first_sight: None,
             configured: Configured {
                 successful: true,
                 at: SystemTime::now(),
@@ -170,6 +171,7 @@ impl Observer {
                         self.unwinding.place(finished, &mut self.kernel);
                     }
                 }
+                answer = FirstSight::answered(&mut self.first_sight) => self.take_answer(answer),
                 _ = tick.tick() => {
                     self.tick();
                     self.publish();
@@ -184,42 +186,6 @@ impl Observer {
             if until_all_gone && self.live.targets().all(|(_, target)| target.exited_ns.is_some()) {
                 return None;
             }
-        }
-    }
-
-    /// Lets held processes go once their tables are there, or have been waited for long enough.
-    fn let_go(&mut self) {
-        let complete = self.unwinding.is_complete();
-        self.held.retain(|(target, since)| {
-            let wait = !complete && since.elapsed() < HOLD_MAX;
-            if !wait {
-                hold::let_go(target.tgid());
-            }
-            wait
-        });
-    }
-
-    /// Where events were dropped, one that says that a process is held may be among them: whoever is watched goes on.
-    fn let_go_after_loss(&mut self) {
-        let dropped = self.kernel.loss()[Loss::RingFull as usize];
-        if dropped > self.dropped_events {
-            self.dropped_events = dropped;
-            for (tgid, _) in self.kernel.watched().into_iter().filter(|(_, flags)| flags & HOLD != 0) {
-                hold::let_go(tgid);
-            }
-        }
-    }
-
-    /// Holds nobody from now on, and lets go whoever is held: nobody reads the ring any more.
-    fn stop_holding(&mut self) {
-        for (tgid, flags) in self.kernel.watched().into_iter().filter(|(_, flags)| flags & HOLD != 0) {
-            if let Err(error) = self.kernel.watch(tgid, flags & !HOLD) {
-                tracing::warn!("process {tgid} may be held once more: {error}");
-            }
-            hold::let_go(tgid);
-        }
-        for (target, _) in self.held.drain(..) {
-            hold::let_go(target.tgid());
         }
     }
 
@@ -253,13 +219,17 @@ impl Observer {
                 target: Some(target), ..
             } => {
                 self.processes.see(target, &self.images);
-                self.names.see_target(target);
-                self.unwinding.see(target, &mut self.kernel);
+                // One that is held at its exec is looked at once it is known to be of interest.
+                if self.first_sight.is_none() {
+                    self.names.see_target(target);
+                    self.unwinding.see(target, &mut self.kernel);
+                }
                 self.earlier_threads.see(target, &mut self.kernel);
             }
             Event::Proof(proof) => self.judge(&proof),
             Event::Miss { target } => self.unwinding.see(target, &mut self.kernel),
-            Event::Held { target } => {
+            Event::Held { target, at_exec: true } => self.stands_at_exec(target),
+            Event::Held { target, .. } => {
                 self.names.see_target(target);
                 self.unwinding.see(target, &mut self.kernel);
                 self.held.push((target, Instant::now()));
@@ -296,6 +266,7 @@ impl Observer {
         self.drain();
         self.let_go_after_loss();
         self.earlier_threads.look_again(&mut self.kernel);
+        self.forget_bystanders();
         let sweep = if Instant::now() >= self.next_sweep {
             self.sweep()
         } else {
@@ -398,6 +369,7 @@ impl Observer {
             images: &self.images,
             processes: &self.processes,
             names: &self.names,
+            first_sight: self.first_sight.as_ref(),
             loss: self.kernel.loss(),
             began_ns: self.began_ns,
             now_ns: monotonic_ns(),

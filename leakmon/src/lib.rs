@@ -49,8 +49,9 @@
 //! 2. A scrape reads a snapshot: it never symbolises, never touches BPF, never waits for the event path.
 //! 3. Every queue, table and cache has a stated bound, a counter for what it refused, and a test at the bound.
 //! 4. A site is attached only if the image's bytes there are the expected instruction; leakmon never guesses an offset.
-//! 5. leakmon never writes into a watched process's memory and never stops it; only `run` holds its own command at the entry
-//!    point, until its unwind tables are loaded, and never longer than five seconds.
+//! 5. leakmon never writes into a watched process's memory and never stops it; only `run` holds its own command and
+//!    that one's descendants: at their exec until their program is analysed, at their entry point until its unwind tables are
+//!    loaded, and never longer than five seconds.
 //! 6. Names from a watched binary are untrusted: bounded in `symbols`, escaped in `export`.
 //! 7. Everything runtime- or version-specific is a row in a table under `targets`, with the source it came from.
 //!

@@ -48,6 +48,6 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
         .output
         .as_deref()
         .map_or(Destination::Stdout, Destination::File);
-    let leaks = observation::conclude(observer, &args.observe, destination).await?;
+    let leaks = observation::conclude(observer, &args.observe, destination).await?.leaks;
     Ok(if leaks { Exit::Leak } else { Exit::Done })
 }

@@ -62,13 +62,20 @@ pub(super) fn check_output(args: &ObserveArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes the last numbers, writes the report, and lets the probes go. Whether there is a leak that the user wanted to be
-/// told of.
+/// How an observation ended.
+pub(super) struct Conclusion {
+    /// Whether there is a leak that the user wanted to be told of.
+    pub(super) leaks: bool,
+    /// Whether any process was watched.
+    pub(super) any_target: bool,
+}
+
+/// Takes the last numbers, writes the report, and lets the probes go.
 pub(super) async fn conclude(
     mut observer: Observer,
     args: &ObserveArgs,
     destination: Destination<'_>,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Conclusion> {
     {
         let _naming = Spinner::new("finding the names of stacks");
         observer.finish().await?;
@@ -88,7 +95,10 @@ pub(super) async fn conclude(
         .map_or(Ok(()), |path| write_trace(&observer, path));
     detach::in_background(observer.into_kernel());
     written.and(traced)?;
-    Ok(args.fail_on_leak && tell_leaks(&report))
+    Ok(Conclusion {
+        leaks: args.fail_on_leak && tell_leaks(&report),
+        any_target: !report.targets.is_empty(),
+    })
 }
 
 fn write_trace(observer: &Observer, path: &Path) -> anyhow::Result<()> {

@@ -3,12 +3,17 @@
 //! The probes sit on the file before it is executed, so nothing is missed. The command's input and output are left alone;
 //! signals are passed on, and its exit code is leakmon's.
 
-use super::{Destination, Exit, Unprobeable, analyst, observation, progress::Spinner, settings};
+use super::{
+    Destination, Exit, Unprobeable, analyst,
+    observation::{self, Conclusion},
+    progress::Spinner,
+    say, settings,
+};
 use crate::{
     analysis::Analyst,
     cli::RunArgs,
     daemon::Observer,
-    targets::{self, plan::ProbePlan},
+    targets::{self, AnalyseError, plan::ProbePlan},
 };
 use anyhow::Context;
 use nix::{
@@ -18,6 +23,7 @@ use nix::{
 use std::{
     ffi::OsStr,
     fs::File,
+    io::Read,
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -48,7 +54,7 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     observation::check_output(&args.observe)?;
     let program = find(name)?;
     let analyst = analyst()?;
-    let (plan, file) = {
+    let found = {
         let _scanning = Spinner::new("looking for probe sites");
         analyse(&analyst, &program)?
     };
@@ -60,7 +66,10 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     if let Some(path) = &args.observe.record {
         observer.record(path)?;
     }
-    observer.add_image(plan, file, false)?;
+    if let Some((plan, file)) = found {
+        observer.add_image(plan, file, false)?;
+    }
+    observer.hold_descendants()?;
     let mut signals = listen()?;
     let mut command = Command::new(&program);
     // The name as it was given, which is what a shell would pass.
@@ -88,7 +97,12 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
         None => wait(&mut child, &mut signals).await,
     };
     let status = status.context("the command's end can't be waited for")?;
-    let leaks = written?;
+    let Conclusion { leaks, any_target } = written?;
+    if !any_target {
+        say(
+            "no process of the command ran an async runtime that leakmon knows: `leakmon probes` says what a binary has",
+        );
+    }
     Ok(match exit_code(status) {
         0 if leaks => Exit::Leak,
         code => Exit::Command(code),
@@ -118,7 +132,8 @@ fn find(name: &OsStr) -> anyhow::Result<PathBuf> {
         })
 }
 
-fn analyse(analyst: &Analyst, program: &Path) -> anyhow::Result<(ProbePlan, File)> {
+/// Where the command itself is probed; `None` where it runs nothing that leakmon knows, but may start what does.
+fn analyse(analyst: &Analyst, program: &Path) -> anyhow::Result<Option<(ProbePlan, File)>> {
     if program.is_file() && access(program, AccessFlags::X_OK).is_err() {
         return Err(Unprobeable(format!(
             "{}: can't be executed: it is not marked as executable",
@@ -126,7 +141,18 @@ fn analyse(analyst: &Analyst, program: &Path) -> anyhow::Result<(ProbePlan, File
         ))
         .into());
     }
-    Ok(targets::analyse_path(analyst, program)?)
+    match targets::analyse_path(analyst, program) {
+        Ok(found) => Ok(Some(found)),
+        Err(AnalyseError::NoRuntime { .. }) => Ok(None),
+        Err(AnalyseError::NotElf(_)) if is_script(program) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the kernel has an interpreter run it (`fs/binfmt_script.c`).
+fn is_script(program: &Path) -> bool {
+    let mut start = [0; 2];
+    File::open(program).is_ok_and(|mut file| file.read_exact(&mut start).is_ok()) && start == *b"#!"
 }
 
 fn listen() -> anyhow::Result<mpsc::Receiver<Signal>> {

@@ -5,6 +5,7 @@
 //! callsite has counted never falls.
 
 use super::{
+    first_sight::FirstSight,
     images::{Image, Images},
     names::{self, Names, StackNames},
     processes::{self, Processes},
@@ -21,7 +22,10 @@ use crate::{
     symbols::{ResolvedFrame, callsite::CallsiteId, names::one_of},
 };
 use leakmon_ebpf::abi::{Loss, Role, TargetId};
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// Everything that a report is made from.
 pub(super) struct Assembly<'a> {
@@ -30,6 +34,7 @@ pub(super) struct Assembly<'a> {
     pub(super) images: &'a Images,
     pub(super) processes: &'a Processes,
     pub(super) names: &'a Names,
+    pub(super) first_sight: Option<&'a FirstSight>,
     pub(super) loss: [u64; Loss::ALL.len()],
     pub(super) began_ns: u64,
     pub(super) now_ns: u64,
@@ -59,6 +64,10 @@ impl Assembly<'_> {
             .map(|((target, id), entries)| self.callsite(target, id, &entries))
             .map(|callsite| self.with_what_was_left(callsite))
             .collect();
+        let targets = self.targets();
+        // A process that is followed only because its parent is has threads, too.
+        let shown: BTreeSet<&str> = targets.iter().map(|target| target.id.as_str()).collect();
+        callsites.retain(|site| shown.contains(site.target.as_str()));
         callsites.sort_by_key(|site| {
             (
                 urgency(site.verdict),
@@ -70,7 +79,7 @@ impl Assembly<'_> {
         Report {
             schema: SCHEMA,
             observed_seconds: seconds(self.now_ns.saturating_sub(self.began_ns)),
-            targets: self.targets(),
+            targets,
             callsites,
             loss: self.loss(),
         }
@@ -198,7 +207,9 @@ impl Assembly<'_> {
         let Some(image) = image else {
             return self.threads_only(id, target, sums);
         };
+        let late = self.first_sight.is_some_and(|sight| sight.is_late(id));
         let shortfall = image.shortfall().or_else(|| stray_ends(image, target));
+        let shortfall = shortfall.or_else(|| late.then(|| LATE.to_owned()));
         let (status, reason) = processes::status(shortfall, target, self.now_ns);
         Some(TargetReport {
             id: target_name(id),
@@ -269,6 +280,9 @@ fn stray_ends(image: &Image, target: &Target) -> Option<String> {
     (stray > 0 && target.since_ns >= image.attached_ns)
         .then(|| format!("{stray} tasks ended whose birth was not seen: the plan of this binary misses a birth site."))
 }
+
+/// Why a target is partial that was not held long enough.
+const LATE: &str = "it went on while its program was still being analysed: tasks born before that are not counted";
 
 /// Leaks first, then what may be one, then all others alike.
 const fn urgency(verdict: Verdict) -> u8 {

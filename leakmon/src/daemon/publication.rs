@@ -98,9 +98,13 @@ impl Observer {
             .filter(|(_, target)| target.exited_ns.is_some())
             .map(|(target, _)| target)
             .collect();
-        if gone.is_empty() {
-            return;
+        if !gone.is_empty() {
+            self.forget_targets(gone);
         }
+    }
+
+    /// Drops all that is known of targets that have exited.
+    pub(super) fn forget_targets(&mut self, gone: Vec<TargetId>) {
         if let Err(error) = self.kernel.forget(&gone) {
             tracing::warn!("tasks of ended processes can't be dropped: {error}");
         }

@@ -9,7 +9,7 @@ use crate::{
     targets::{self, AnalyseError, plan::ProbePlan, processes::ProcessImage},
 };
 use anyhow::Context;
-use leakmon_ebpf::abi::{FOLLOW, HOLD_CHILDREN, TargetId};
+use leakmon_ebpf::abi::{FOLLOW, HOLD_CHILDREN, HOLD_EXEC, TargetId};
 use std::{collections::BTreeSet, fs::File, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
 use tokio::time::timeout;
 
@@ -274,14 +274,15 @@ impl Observer {
     }
 
     /// Watches what `spawn` starts, with its descendants. It is held at its entry point until its unwind tables
-    /// are loaded; its descendants are not.
+    /// are loaded; its descendants only after [`Self::hold_descendants`].
     ///
     /// # Errors
     /// Where too many processes are watched already, or `spawn` fails.
     pub fn watch_children<T>(&mut self, spawn: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         // The programs see the fork of this very process, so the child is watched before it exists.
         let own_tgid = std::process::id();
-        self.kernel.watch(own_tgid, FOLLOW | HOLD_CHILDREN)?;
+        let hold_exec = if self.first_sight.is_some() { HOLD_EXEC } else { 0 };
+        self.kernel.watch(own_tgid, FOLLOW | HOLD_CHILDREN | hold_exec)?;
         let spawned = spawn();
         self.kernel.unwatch(own_tgid);
         spawned

@@ -95,10 +95,12 @@ pub enum Event {
         /// Whose mappings should be looked at again.
         target: TargetId,
     },
-    /// A command stands at its entry point, stopped.
+    /// A command stands, stopped.
     Held {
         /// Who.
         target: TargetId,
+        /// At its exec, and not at its entry point.
+        at_exec: bool,
     },
     /// A target had too many hits: its births are not tracked for a while.
     Paused {
@@ -180,7 +182,10 @@ impl Event {
         } else if is(RecordKind::Miss) {
             Self::Miss { target }
         } else if is(RecordKind::Held) {
-            Self::Held { target }
+            Self::Held {
+                target,
+                at_exec: first == 1,
+            }
         } else if is(RecordKind::Paused) {
             Self::Paused { target }
         } else if is(RecordKind::Proof) {

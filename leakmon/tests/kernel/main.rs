@@ -8,6 +8,7 @@ mod browser;
 mod counts;
 mod daemon;
 mod depth;
+mod descendants;
 mod harm;
 mod host;
 mod life;
