@@ -10,7 +10,7 @@ use crate::{
     live::StackKey,
     symbols::names::one_of,
 };
-use leakmon_ebpf::abi::Loss;
+use leakmon_ebpf::abi::{LiveKey, Loss};
 use std::collections::HashMap;
 
 /// Births and ends that are kept, 48 bytes each. Perfetto takes some seconds to load as many.
@@ -52,6 +52,11 @@ impl Timeline {
             tid,
             task: header,
             birth,
+            thread: LiveKey {
+                target: target.0,
+                header,
+            }
+            .is_thread(),
             callsite: 0,
         };
         self.moments.push((StackKey { target, stack }, moment));

@@ -178,6 +178,7 @@ pub struct CallsiteReport {
 
 /// States of the live tasks that were sampled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StateCounts {
     /// How many were read.
     pub sampled: u64,
@@ -244,6 +245,7 @@ pub struct Frame {
 
 /// What was refused or lost. Live counts stay right whatever `events_dropped` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LossReport {
     /// Events that found the ring full.
     pub events_dropped: u64,

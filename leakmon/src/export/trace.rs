@@ -27,6 +27,8 @@ pub struct Moment {
     pub task: u64,
     /// Whether it was born.
     pub birth: bool,
+    /// Whether it is a thread and no task.
+    pub thread: bool,
     /// Index of the callsite's name.
     pub callsite: usize,
 }
@@ -112,7 +114,7 @@ pub fn write(trace: &Trace, out: &mut impl Write) -> io::Result<()> {
         };
         let microseconds = moment.time_ns.saturating_sub(trace.began_ns) as f64 / 1e3;
         writer.event(&json!({
-            "ph": if moment.birth { "b" } else { "e" }, "cat": "task", "name": name, "id": format!("{born:x}"),
+            "ph": if moment.birth { "b" } else { "e" }, "cat": if moment.thread { "thread" } else { "task" }, "name": name, "id": format!("{born:x}"),
             "pid": moment.tgid, "tid": moment.tid, "ts": microseconds,
         }))?;
         let counter = counters.entry((moment.tgid, moment.callsite)).or_default();
@@ -189,6 +191,7 @@ mod tests {
             tid: 8,
             task,
             birth,
+            thread: false,
             callsite,
         }
     }
