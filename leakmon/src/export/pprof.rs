@@ -133,8 +133,9 @@ impl Builder {
         for stack in &callsite.stacks {
             live_left = live_left.saturating_sub(stack.live);
             spawned_left = spawned_left.saturating_sub(stack.spawned);
+            let locations = own.into_iter().chain(self.stack(stack)).collect();
             samples.extend(sample(
-                own.into_iter().chain(self.stack(stack)).collect(),
+                kind_alone(self, callsite.kind, locations),
                 (stack.live, nanoseconds(stack.oldest_seconds), stack.spawned),
                 &label,
             ));
@@ -142,8 +143,9 @@ impl Builder {
         // Tasks of which no stack is shown (`--no-stacks`, or counted later than the callsite).
         if live_left > 0 || spawned_left > 0 {
             let oldest = callsite.oldest_seconds.filter(|_| callsite.stacks.is_empty());
+            let locations = own.into_iter().chain(self.place(callsite)).collect();
             samples.extend(sample(
-                own.into_iter().chain(self.place(callsite)).collect(),
+                kind_alone(self, callsite.kind, locations),
                 (live_left, nanoseconds(oldest), spawned_left),
                 &label,
             ));
@@ -291,6 +293,15 @@ fn numbered<K: Eq + Hash>(known: &mut HashMap<K, u64>, key: K, add: impl FnOnce(
         add(id);
     }
     id
+}
+
+/// Where neither a stack nor a type is known the kind stands for both: pprof leaves out a sample without a place.
+fn kind_alone(builder: &mut Builder, kind: &str, locations: Vec<u64>) -> Vec<u64> {
+    if !locations.is_empty() {
+        return locations;
+    }
+    let function_id = builder.function(&format!("[{kind}]"), None);
+    vec![builder.location(0, 0, vec![Line { function_id, line: 0 }])]
 }
 
 /// A sample of the live tasks, the oldest one's age and the spawned ones; `None` where nothing was spawned.

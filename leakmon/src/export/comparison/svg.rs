@@ -24,8 +24,7 @@ pub fn render(comparison: &Comparison) -> Vec<u8> {
         })
         .collect();
     let widths = if by_old { "older" } else { "newer" };
-    let title =
-        format!("Live tasks: {old} before, {new} after; blue is fewer, red is more; widths of the {widths} report");
+    let title = format!("Alive: {old} before, {new} after; blue is fewer, red is more; widths of the {widths} report");
     svg::differential(&lines, &title, by_old)
 }
 

@@ -114,8 +114,5 @@ fn summary(comparison: &Comparison) -> String {
     if parts.is_empty() {
         return "Neither report has a callsite.".to_owned();
     }
-    format!(
-        "Callsites: {}.\nLive tasks: {old} before, {new} after.",
-        parts.join(", ")
-    )
+    format!("Callsites: {}.\nAlive: {old} before, {new} after.", parts.join(", "))
 }

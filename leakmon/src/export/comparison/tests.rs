@@ -146,7 +146,7 @@ fn the_graph_keeps_the_tower_that_vanished() {
     let new = report("/bin/app", &[("app::handle_conn", 0, 60, Verdict::Steady)]);
     let graph = String::from_utf8(svg(&Comparison::new(old, new, 0))).unwrap();
     assert!(graph.contains("crate::handle_conn (43 tasks, 100.00%"), "{graph}");
-    assert!(graph.contains("Live tasks: 43 before, 0 after"), "{graph}");
+    assert!(graph.contains("Alive: 43 before, 0 after"), "{graph}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ function drawProcesses(report) {
 }
 
 function drawSummary(report, shown) {
-  const live = shown.reduce((sum, site) => sum + site.live, 0);
+  const live = shown.reduce((sum, site) => sum + (site.kind === "thread" ? 0 : site.live), 0);
   const leaks = shown.filter((site) => site.verdict === "leak").length;
   const suspects = shown.filter((site) => site.verdict === "suspect").length;
   const parts = [plural(live, "live task"), `${plural(shown.length, "callsite")}`];

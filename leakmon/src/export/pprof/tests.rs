@@ -53,6 +53,10 @@ fn check_valid(profile: &Profile) {
     }
     for sample in &profile.sample {
         assert_eq!(sample.value.len(), profile.sample_type.len());
+        assert!(
+            !sample.location_id.is_empty(),
+            "pprof leaves out a sample without a place"
+        );
         for id in &sample.location_id {
             assert!((1..=profile.location.len() as u64).contains(id));
         }
