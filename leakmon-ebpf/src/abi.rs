@@ -486,5 +486,8 @@ layout! {
 mod loss;
 pub use loss::Loss;
 
+mod pins;
+pub use pins::{IMAGES_ENTRIES_MAX, Meta, PATH_BYTES_MAX, PinnedImage};
+
 #[cfg(test)]
 mod tests;

@@ -9,8 +9,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use leakmon_ebpf::abi::{
-    Ages, COUNTS_ENTRIES_MAX, CountKey, CountValue, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss, RING_BYTES,
-    STACKS_ENTRIES_MAX, Stack, TARGETS_ENTRIES_MAX, TargetEntry, Totals, WATCHED_ENTRIES_MAX,
+    Ages, COUNTS_ENTRIES_MAX, CountKey, CountValue, IMAGES_ENTRIES_MAX, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss,
+    Meta, PinnedImage, RING_BYTES, STACKS_ENTRIES_MAX, Stack, TARGETS_ENTRIES_MAX, TargetEntry, Totals,
+    WATCHED_ENTRIES_MAX,
 };
 use leakmon_ebpf::{
     rows::{
@@ -63,6 +64,14 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 /// What went wrong, by [`Loss`].
 #[map]
 pub static LOSS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
+
+/// Who made these maps, where they are pinned; user space's own.
+#[map]
+pub static META: Array<Meta> = Array::with_max_entries(1, 0);
+
+/// What image numbers stand for, where they are pinned; user space's own. About 1 KiB an entry in use. Full: the image is not watched.
+#[map]
+pub static IMAGES: HashMap<u32, PinnedImage> = HashMap::with_max_entries(IMAGES_ENTRIES_MAX, BPF_F_NO_PREALLOC);
 
 /// Rows of unwind tables, 64 KiB a value, 8 MiB in all. Full: images that come later are walked by frame pointer.
 #[map]

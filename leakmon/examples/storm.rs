@@ -20,7 +20,7 @@ use std::{
     io::{self, BufRead as _},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
 };
 use tokio::{
@@ -32,8 +32,8 @@ use victim::{Presence, Site};
 
 /// Tasks that are alive at once and then waited for.
 const BATCH: usize = 64;
-/// How many tasks a function spawns before one of them leaks.
-const ONE_LEAKS_OF: usize = 4096;
+/// One of so many tasks leaks.
+const ONE_LEAKS_OF: usize = 1024;
 
 /// A function that spawns, and the future that it spawns. Each has code of its own, so that the compiler merges none.
 macro_rules! spawners {
@@ -111,11 +111,14 @@ fn main() -> io::Result<()> {
     std::process::exit(0)
 }
 
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
 struct Load {
     stop: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
+#[inline(never)]
 fn begin_load(runtime: &Runtime) -> Load {
     let stop = Arc::new(AtomicBool::new(false));
     let until = Arc::clone(&stop);
@@ -136,8 +139,8 @@ async fn spawn_all(count: usize) {
         let now = left.min(BATCH);
         for spawn in SPAWNERS {
             let mut handles = Vec::with_capacity(now);
-            for task in left - now..left {
-                let leaks = task % ONE_LEAKS_OF == ONE_LEAKS_OF - 1;
+            for _ in 0..now {
+                let leaks = NEXT.fetch_add(1, SeqCst) % ONE_LEAKS_OF == ONE_LEAKS_OF - 1;
                 spawn(&mut handles, leaks);
                 if leaks {
                     handles.pop();

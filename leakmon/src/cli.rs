@@ -50,7 +50,11 @@ Ctrl-C ends the observation and prints the report. Only tasks that are born mean
     #[command(after_help = "Examples:
   leakmon daemon --exe /usr/bin/app
   leakmon daemon --config /etc/leakmon/leakmon.toml
-  curl http://127.0.0.1:5325/metrics")]
+  curl http://127.0.0.1:5325/metrics
+  leakmon daemon --cleanup                    remove what an ended daemon has kept
+
+Probes and counts are kept in /sys/fs/bpf/leakmon where that is possible: a daemon that is killed, or ended by SIGTERM,
+goes on where it was when it is started again. Ctrl-C removes them.")]
     Daemon(DaemonArgs),
     /// Shows live what grows, on the terminal
     #[command(after_help = "Examples:
@@ -223,6 +227,18 @@ pub struct DaemonArgs {
     /// An executable whose processes are watched; repeatable, added to the configured ones
     #[arg(long, value_name = "PATH")]
     pub exe: Vec<PathBuf>,
+    /// Keeps probes and counts when the daemon ends, so that it goes on where it was; the default where it is possible
+    #[arg(long, conflicts_with = "no_pin")]
+    pub pin: bool,
+    /// Removes all probes when the daemon ends, however it ends
+    #[arg(long)]
+    pub no_pin: bool,
+    /// Directory in a BPF file system where probes and counts are kept; one daemon each
+    #[arg(long, value_name = "DIR", conflicts_with = "no_pin")]
+    pub pin_dir: Option<PathBuf>,
+    /// Removes what an ended daemon has kept, and ends
+    #[arg(long, conflicts_with_all = ["pin", "no_pin"])]
+    pub cleanup: bool,
     /// Address to serve HTTP on, instead of the configured one
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
@@ -287,6 +303,8 @@ mod tests {
             "leakmon attach -p 1 --trace trace.json",
             "leakmon diff old.json new.json",
             "leakmon diff --format svg -o diff.svg --tolerance 5 old.json new.json",
+            "leakmon daemon --exe app --pin --pin-dir /sys/fs/bpf/other",
+            "leakmon daemon --cleanup",
             "leakmon top -p 1",
             "leakmon top --exe /usr/bin/app --allow app::tenants",
             "leakmon top --connect http://127.0.0.1:5325",
@@ -310,6 +328,7 @@ mod tests {
             "leakmon attach -p 1 --duration 500000000000y",
             "leakmon attach -p 1 --format xml",
             "leakmon daemon --listen nowhere",
+            "leakmon daemon --pin --no-pin",
             "leakmon probes",
             "leakmon diff old.json",
             "leakmon diff --format folded old.json new.json",

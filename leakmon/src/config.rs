@@ -7,7 +7,10 @@
 
 pub mod example;
 
-use crate::{cli::DaemonArgs, kernel::Settings};
+use crate::{
+    cli::DaemonArgs,
+    kernel::{Settings, pins::DIRECTORY},
+};
 use documented::DocumentedFields;
 use leakmon_ebpf::abi::{
     COUNTS_ENTRIES_MAX, HITS_PER_SECOND_MAX, LIVE_ENTRIES_MAX, PAUSE_NS, RING_BYTES, STACKS_ENTRIES_MAX,
@@ -48,6 +51,12 @@ pub struct Config {
     pub allow: Vec<String>,
     /// Whether stacks are walked; without, births are counted by probe site. Read at the start only.
     pub stacks: bool,
+    /// Whether probes and counts outlive the daemon, so that it goes on where it was; left out, they do where that is possible. Read
+    /// at the start only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pin: Option<bool>,
+    /// Directory in a BPF file system where they are kept; one daemon each. Read at the start only.
+    pub pin_directory: PathBuf,
     /// Bounds of the kernel's tables. Read at the start only.
     pub bounds: Bounds,
 }
@@ -83,6 +92,8 @@ impl Default for Config {
             hide: Vec::new(),
             allow: Vec::new(),
             stacks: true,
+            pin: None,
+            pin_directory: PathBuf::from(DIRECTORY),
             bounds: Bounds::default(),
         }
     }
@@ -156,7 +167,18 @@ impl Config {
         config.exes.extend(args.exe.iter().cloned());
         config.pids.extend(&args.pid);
         config.listen = args.listen.unwrap_or(config.listen);
-        config.check()?;
+        config.pin = match (args.pin, args.no_pin) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => config.pin,
+        };
+        if let Some(directory) = &args.pin_dir {
+            config.pin_directory.clone_from(directory);
+        }
+        // Nothing is watched then.
+        if !args.cleanup {
+            config.check()?;
+        }
         Ok(config)
     }
 
@@ -193,6 +215,8 @@ impl Config {
             ("listen", self.listen != other.listen),
             ("hide", self.hide != other.hide),
             ("stacks", self.stacks != other.stacks),
+            ("pin", self.pin != other.pin),
+            ("pin_directory", self.pin_directory != other.pin_directory),
             ("bounds", self.bounds != other.bounds),
         ]
         .into_iter()

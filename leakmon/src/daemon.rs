@@ -12,6 +12,7 @@ mod names;
 mod processes;
 mod proof;
 mod publication;
+mod restart;
 mod threads;
 mod timeline;
 mod unwinding;
@@ -24,9 +25,10 @@ use crate::{
     export::report::Report,
     kernel::{
         Kernel, Settings,
-        clock::monotonic_ns,
+        clock::{monotonic_ns, thread_cpu_time},
         detach,
         event::{Event, Proof},
+        pins::Pins,
         recording::Recorder,
         ring::EventRing,
     },
@@ -92,14 +94,14 @@ pub struct Observer {
 
 impl Observer {
     /// Loads the BPF programs; nothing is watched yet. `hide` is added to the patterns of functions that are never the culprit;
-    /// `analyst` has the files of targets read.
+    /// `analyst` has the files of targets read. With `pins`, what is watched and counted outlives this process.
     ///
     /// # Errors
     /// Where this host can't be probed, or the symbol thread can't be started.
-    pub fn new(settings: Settings, hide: &[String], analyst: Analyst) -> anyhow::Result<Self> {
+    pub fn new(settings: Settings, hide: &[String], analyst: Analyst, pins: Option<Pins>) -> anyhow::Result<Self> {
         // What the user got wrong comes before what the host lacks.
         let names = Names::new(hide, analyst.clone())?;
-        let (kernel, ring) = Kernel::load(settings)?;
+        let (kernel, ring) = Kernel::load(settings, pins)?;
         Ok(Self {
             kernel,
             ring,
@@ -276,13 +278,14 @@ impl Observer {
     }
 
     fn sweep(&mut self) -> Option<u64> {
-        let began = Instant::now();
+        // Processor time: on a busy machine a short sweep may take long by the clock, and ages would wait for minutes.
+        let began = thread_cpu_time();
         let sweep = self
             .kernel
             .sweep()
             .inspect_err(|error| tracing::warn!("ages can't be known: {error}"))
             .ok();
-        self.next_sweep = Instant::now() + began.elapsed() * SWEEP_REST;
+        self.next_sweep = Instant::now() + thread_cpu_time().saturating_sub(began) * SWEEP_REST;
         sweep
     }
 
@@ -309,6 +312,11 @@ impl Observer {
         if sweep.is_some() {
             self.judge_callsites(now_ns);
         }
+        self.want_names();
+    }
+
+    /// Asks for the names of stacks that have none, which the symbol thread may have refused before.
+    fn want_names(&mut self) {
         let missing: Vec<_> = self
             .live
             .stacks()
@@ -347,6 +355,10 @@ impl Observer {
         let all_named = async {
             while self.names.pending() > 0 {
                 self.names.replied().await;
+                if self.names.pending() == 0 {
+                    // There were more than the queue holds: the rest.
+                    self.want_names();
+                }
             }
         };
         if timeout(NAMES_WAIT, all_named).await.is_err() {
@@ -377,9 +389,18 @@ impl Observer {
         .report()
     }
 
-    /// Ends the observation; the probes stay until the returned handle goes.
+    /// Whether what is watched and counted outlives this process.
+    #[must_use]
+    pub const fn is_pinned(&self) -> bool {
+        self.kernel.is_pinned()
+    }
+
+    /// Ends the observation; the probes stay until the returned handle goes, and longer where they are pinned.
     #[must_use]
     pub fn into_kernel(mut self) -> Kernel {
+        if self.kernel.is_pinned() {
+            return self.kernel;
+        }
         // The probes outlive this process by moments: they must hold nobody then.
         self.kernel.unwatch_all();
         self.stop_holding();

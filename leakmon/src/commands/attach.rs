@@ -19,7 +19,7 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
         let _scanning = Spinner::new("looking for probe sites");
         Watchable::find(&analyst, &args.exe, &args.pid)?
     };
-    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst)?;
+    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst, None)?;
     if args.observe.trace.is_some() {
         observer.keep_timeline();
     }

@@ -12,7 +12,11 @@ use crate::{
         http::{self, Limits, Source},
         snapshot::{Heartbeat, Snapshot},
     },
-    kernel::{detach, host::require_capabilities},
+    kernel::{
+        detach,
+        host::require_capabilities,
+        pins::{PinError, Pins},
+    },
     privileges, supervision,
 };
 use anyhow::Context;
@@ -27,6 +31,10 @@ use tokio::{
 pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let config = Config::from_args(&args)?;
     require_capabilities()?;
+    if args.cleanup {
+        return clean_up(&config);
+    }
+    let pins = open_pins(&config)?;
     let analyst = analyst()?;
     let watchable = Watchable::find(&analyst, &config.exes, &config.pids)?;
     let mut signals = Signals::listen()?;
@@ -41,8 +49,9 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     };
     let (stop, stopped) = oneshot::channel();
     let server = start_server(listener, source.clone(), stopped)?;
-    let mut observer = Observer::new(config.settings(), &config.hide, analyst)?;
+    let mut observer = Observer::new(config.settings(), &config.hide, analyst, pins)?;
     observer.allow(&config.allow)?;
+    observer.resume().await;
     observer.watch_all(watchable).await?;
     observer.publish_to(source, config.interval);
     privileges::restrict_system_calls()?;
@@ -50,12 +59,25 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     say(&status);
     supervision::ready(&status);
     let mut settled = Settled { args, config, status };
-    while let Some(Wake::Reload) = observer.observe(false, signals.next()).await {
+    let mut wake = observer.observe(false, signals.next()).await;
+    while let Some(Wake::Reload) = wake {
         settled.reload(&mut observer).await;
+        wake = observer.observe(false, signals.next()).await;
     }
     supervision::stopping();
     drop(stop);
-    detach::in_background(observer.into_kernel());
+    let mut kernel = observer.into_kernel();
+    if matches!(wake, Some(Wake::Interrupted)) {
+        kernel.unpin()?;
+    }
+    if kernel.is_pinned() {
+        say(&format!(
+            "what is watched stays so, in {}: start the daemon again, or remove it with `leakmon daemon --cleanup`",
+            settled.config.pin_directory.display()
+        ));
+    } else {
+        detach::in_background(kernel);
+    }
     match server.join() {
         Ok(served) => served.context("HTTP can't be served")?,
         Err(_) => anyhow::bail!("the HTTP thread panicked"),
@@ -71,7 +93,10 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// What a signal asks for.
 enum Wake {
+    /// By the service manager, which may start it again.
     Stop,
+    /// By a person.
+    Interrupted,
     Reload,
 }
 
@@ -92,7 +117,7 @@ impl Signals {
 
     async fn next(&mut self) -> Wake {
         tokio::select! {
-            _ = self.interrupt.recv() => Wake::Stop,
+            _ = self.interrupt.recv() => Wake::Interrupted,
             _ = self.terminate.recv() => Wake::Stop,
             _ = self.hangup.recv() => Wake::Reload,
         }
@@ -148,6 +173,35 @@ impl Settled {
         observer.publish_every(config.interval);
         self.config = config;
     }
+}
+
+/// The directory that outlives the daemon, where there is to be one. Another daemon there is a failure in any case.
+fn open_pins(config: &Config) -> anyhow::Result<Option<Pins>> {
+    if config.pin == Some(false) {
+        return Ok(None);
+    }
+    match Pins::open(&config.pin_directory) {
+        Ok(pins) => Ok(Some(pins)),
+        Err(error) if config.pin == Some(true) || matches!(error, PinError::Busy(_)) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!("nothing outlives this daemon: {error}");
+            Ok(None)
+        }
+    }
+}
+
+fn clean_up(config: &Config) -> anyhow::Result<Exit> {
+    let directory = &config.pin_directory;
+    if directory.exists() {
+        Pins::open(directory)?.remove()?;
+        say(&format!(
+            "{}: removed, with all probes that were kept there",
+            directory.display()
+        ));
+    } else {
+        say(&format!("{}: is not there, so nothing is left", directory.display()));
+    }
+    Ok(Exit::Done)
 }
 
 /// Serves on a thread of its own: a request never waits for the event loop, nor the loop for a request.

@@ -58,7 +58,7 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
         let _scanning = Spinner::new("looking for probe sites");
         analyse(&analyst, &program)?
     };
-    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst)?;
+    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst, None)?;
     if args.observe.trace.is_some() {
         observer.keep_timeline();
     }

@@ -90,7 +90,7 @@ async fn watch_processes(args: &TopArgs) -> anyhow::Result<Exit> {
         walk_stacks: !args.no_stacks,
         ..Settings::default()
     };
-    let mut observer = Observer::new(settings, &args.hide, analyst)?;
+    let mut observer = Observer::new(settings, &args.hide, analyst, None)?;
     observer.allow(&args.allow)?;
     observer.watch_all(watchable).await?;
     let source = Source {

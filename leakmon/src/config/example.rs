@@ -12,7 +12,7 @@ use std::fmt::Write;
 const COLUMNS: usize = 100;
 
 /// Values shown for keys that have no default.
-const VALUES: [(&str, &str); 0] = [];
+const VALUES: [(&str, &str); 1] = [("pin", "true")];
 
 const HEAD: &str = "# Configuration of `leakmon daemon`. Every key is shown with its default, commented out.
 #

@@ -210,7 +210,7 @@ impl Assembly<'_> {
         let late = self.first_sight.is_some_and(|sight| sight.is_late(id));
         let shortfall = image.shortfall().or_else(|| stray_ends(image, target));
         let shortfall = shortfall.or_else(|| late.then(|| LATE.to_owned()));
-        let (status, reason) = processes::status(shortfall, target, self.now_ns);
+        let (status, reason) = self.processes.status(id, target, shortfall, self.now_ns);
         Some(TargetReport {
             id: target_name(id),
             pid: id.tgid(),

@@ -8,7 +8,7 @@ use crate::{
     targets::plan::{ProbePlan, ProbeSite, TaskType},
 };
 use leakmon_ebpf::abi::{Cookie, Role};
-use std::{fs::File, io, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, fs::File, io, ops::Range, sync::Arc};
 
 /// Images that can be watched at once; the cookie's bits would allow 65,536.
 pub(super) const IMAGES_MAX: usize = 1024;
@@ -98,18 +98,26 @@ impl Image {
 
 /// All watched images, by their number.
 #[derive(Debug, Default)]
-pub(super) struct Images(Vec<Image>);
+pub(super) struct Images(BTreeMap<u32, Image>);
 
 impl Images {
     /// The number that the next image gets; `None` where there is no room.
     #[must_use]
     pub(super) fn next_number(&self) -> Option<u32> {
-        u32::try_from(self.0.len()).ok().filter(|_| self.0.len() < IMAGES_MAX)
+        let next = self.0.last_key_value().map_or(0, |(number, _)| number + 1);
+        Some(next).filter(|next| (*next as usize) < IMAGES_MAX)
     }
 
     /// Adds an image under [`Self::next_number`].
     pub(super) fn add(&mut self, image: Image) {
-        self.0.push(image);
+        if let Some(number) = self.next_number() {
+            self.0.insert(number, image);
+        }
+    }
+
+    /// Adds an image under the number that it had.
+    pub(super) fn put(&mut self, number: u32, image: Image) {
+        self.0.insert(number, image);
     }
 
     /// Whether there is none.
@@ -120,26 +128,26 @@ impl Images {
 
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Image> {
-        self.0.iter()
+        self.0.values()
     }
 
     /// The image of a file.
     #[must_use]
     pub(super) fn of_file(&self, device: u64, inode: u64) -> Option<&Image> {
         self.0
-            .iter()
+            .values()
             .find(|image| image.plan.image.device == device && image.plan.image.inode == inode)
     }
 
     /// The image of a cookie.
     #[must_use]
     pub(super) fn of_cookie(&self, cookie: Cookie) -> Option<&Image> {
-        self.0.get(cookie.image() as usize)
+        self.0.get(&cookie.image())
     }
 
     /// Takes a site off the attached ones, with the reason.
     pub(super) fn drop_site(&mut self, site: Cookie, reason: String) {
-        if let Some(image) = self.0.get_mut(site.image() as usize) {
+        if let Some(image) = self.0.get_mut(&site.image()) {
             let index = site.site() as usize;
             image.attached.sites.retain(|attached| *attached != index);
             image.attached.refused.push((index, reason));

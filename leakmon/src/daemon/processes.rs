@@ -6,7 +6,7 @@
 use super::images::Images;
 use crate::{export::report::TargetStatus, live::Target, targets::processes::ProcessImage};
 use leakmon_ebpf::abi::TargetId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Processes that can't be watched but are shown, at most.
 const REFUSED_MAX: usize = 1024;
@@ -34,6 +34,7 @@ pub(super) struct Processes {
     known: HashMap<TargetId, Process>,
     refused: Vec<Refused>,
     threads_only: HashMap<TargetId, Refused>,
+    late: HashSet<TargetId>,
 }
 
 impl Processes {
@@ -76,6 +77,26 @@ impl Processes {
         }
     }
 
+    /// Notes a target that was running before its image was probed, when nobody was there to do so.
+    pub(super) fn note_late(&mut self, target: TargetId) {
+        self.late.insert(target);
+    }
+
+    /// How well a target is watched, and why not better. `shortfall` is its image's.
+    pub(super) fn status(
+        &self,
+        id: TargetId,
+        target: &Target,
+        shortfall: Option<String>,
+        now_ns: u64,
+    ) -> (TargetStatus, Option<String>) {
+        let late = self.late.contains(&id).then(|| {
+            "it ran before its probes were attached, when leakmon was restarted: what was born until then is not counted"
+                .to_owned()
+        });
+        status(shortfall.or(late), target, now_ns)
+    }
+
     /// Why a target has threads and no tasks.
     pub(super) fn threads_only(&self, target: TargetId) -> Option<&Refused> {
         self.threads_only.get(&target)
@@ -94,6 +115,7 @@ impl Processes {
     pub(super) fn forget(&mut self, target: TargetId) {
         self.known.remove(&target);
         self.threads_only.remove(&target);
+        self.late.remove(&target);
     }
 }
 
@@ -111,7 +133,7 @@ impl Refused {
 }
 
 /// How well a target is watched, and why not better. `shortfall` is its image's.
-pub(super) fn status(shortfall: Option<String>, target: &Target, now_ns: u64) -> (TargetStatus, Option<String>) {
+fn status(shortfall: Option<String>, target: &Target, now_ns: u64) -> (TargetStatus, Option<String>) {
     let untracked = target.totals.untracked;
     if now_ns < target.paused_until_ns && target.exited_ns.is_none() {
         let seconds = (target.paused_until_ns - now_ns).div_ceil(1_000_000_000);

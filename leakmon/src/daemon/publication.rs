@@ -105,9 +105,7 @@ impl Observer {
 
     /// Drops all that is known of targets that have exited.
     pub(super) fn forget_targets(&mut self, gone: Vec<TargetId>) {
-        if let Err(error) = self.kernel.forget(&gone) {
-            tracing::warn!("tasks of ended processes can't be dropped: {error}");
-        }
+        self.kernel.forget(&gone);
         for target in gone {
             self.live.forget(target);
             self.processes.forget(target);
@@ -117,7 +115,7 @@ impl Observer {
     }
 
     /// What user space had no room for, by reason.
-    fn refused(&self) -> [(&'static str, u64); 5] {
+    fn refused(&self) -> [(&'static str, u64); 6] {
         let live = self.live.refused();
         [
             ("targets_refused", live.targets),
@@ -125,6 +123,7 @@ impl Observer {
             ("histories_refused", self.verdicts.refused()),
             ("tables_refused", self.unwinding.refused()),
             ("unknown_record", self.ring.unknown()),
+            ("purges_refused", self.kernel.purges_refused()),
         ]
     }
 

@@ -5,7 +5,7 @@
 
 use crate::{
     analysis::Analyst,
-    kernel::Kernel,
+    kernel::{Kernel, clock::monotonic_ns},
     targets::{
         TableError,
         processes::{self, Mapping},
@@ -75,6 +75,10 @@ pub(super) struct Unwinding {
     /// Targets whose mappings refer to an image that the builder has.
     waiting: BTreeSet<TargetId>,
     generation: u32,
+    /// Whether an earlier daemon's tables may be in use.
+    resuming: bool,
+    /// Whether every target has mappings, or waits for tables.
+    seen_all: bool,
     /// Mappings, images and tables that found no room.
     refused: u64,
 }
@@ -101,9 +105,32 @@ impl Unwinding {
             built,
             building: 0,
             waiting: BTreeSet::new(),
-            generation: 0,
+            // No generation of an earlier daemon's, whose numbers began at its own time.
+            generation: (monotonic_ns() >> 20) as u32,
+            resuming: false,
+            seen_all: false,
             refused: 0,
         })
+    }
+
+    /// Leaves what an earlier daemon's mappings refer to alone, until all targets have mappings of this one's.
+    pub(super) fn resume(&mut self, kernel: &Kernel) {
+        let (rows, pages) = kernel.used_chunks();
+        self.arena.reserve(&rows, &pages);
+        self.resuming = true;
+    }
+
+    /// All targets have been seen: nobody needs an earlier daemon's tables once none of this one's is being built.
+    pub(super) fn has_seen_all(&mut self) {
+        self.seen_all = true;
+        self.release();
+    }
+
+    fn release(&mut self) {
+        if self.resuming && self.seen_all && self.building == 0 {
+            self.arena.release_reserved();
+            self.resuming = false;
+        }
     }
 
     /// Looks at a target's mappings, has missing tables built, and gives the kernel what is known.
@@ -137,16 +164,28 @@ impl Unwinding {
         } else {
             self.waiting.insert(target);
         }
+        // An earlier daemon's mappings are whole, and so are its tables, until this one's are.
+        if self.resuming && !complete && kernel.has_mappings(target.tgid()) {
+            return;
+        }
         self.generation = self.generation.wrapping_add(1);
         let (packed, left_out) = pack(&regions, &self.arena, self.generation);
         self.refused += left_out as u64;
         // The process may have become another one while its mappings were read.
-        if kernel
-            .target(target.tgid())
-            .is_some_and(|entry| entry.target == target.0)
-            && kernel.set_mappings(target.tgid(), &packed).is_err()
-        {
+        let is_still = |kernel: &Kernel| {
+            kernel
+                .target(target.tgid())
+                .is_some_and(|entry| entry.target == target.0)
+        };
+        if !is_still(kernel) {
+            return;
+        }
+        if kernel.set_mappings(target.tgid(), &packed).is_err() {
             self.refused += 1;
+        }
+        // Where it ended in between, nobody else takes them away, and the next process of that number would get them.
+        if !is_still(kernel) {
+            kernel.drop_mappings(target.tgid());
         }
     }
 
@@ -193,6 +232,7 @@ impl Unwinding {
             for target in std::mem::take(&mut self.waiting) {
                 self.see(target, kernel);
             }
+            self.release();
         }
     }
 

@@ -195,6 +195,7 @@ impl Observer {
             // One that vanishes, or that may not be looked at, is not ours.
             if ProcessImage::open(tgid).is_ok_and(|image| (image.device, image.inode) == identity) {
                 self.begin(tgid);
+                self.note_late(tgid);
             }
         }
         self.prepare().await;
@@ -238,8 +239,15 @@ impl Observer {
         Ok(())
     }
 
+    /// After a restart, a process of an image that the earlier daemon did not know may have run in the gap.
+    fn note_late(&mut self, tgid: u32) {
+        if let Some(entry) = self.kernel.target(tgid).filter(|_| self.kernel.has_resumed()) {
+            self.processes.note_late(TargetId(entry.target));
+        }
+    }
+
     /// Waits, within a bound, until the unwind tables of all known mappings are loaded, so that the first stacks are whole.
-    async fn prepare(&mut self) {
+    pub(super) async fn prepare(&mut self) {
         let ready = async {
             while !self.unwinding.is_complete() {
                 if let Some(finished) = self.unwinding.built().await {

@@ -3,15 +3,19 @@
 //! In: a plan's sites and an open image. Out: links, held until the image is no longer watched. A site is attached only if
 //! the image's bytes there are the instruction that was planned; leakmon never guesses an offset.
 
-use super::load::{Kernel, KernelError, program};
+use super::{
+    load::{Kernel, KernelError, program},
+    pins::{PinError, Pins},
+};
 use crate::targets::plan::{ProbePlan, ProbeSite};
 use aya::programs::{
     UProbe,
+    links::FdLink,
     uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
 };
 use leakmon_ebpf::abi::{Condition, Cookie, Kind, Role};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     os::{fd::AsRawFd, unix::fs::FileExt},
     path::{Path, PathBuf},
@@ -32,6 +36,8 @@ pub struct Links {
     entry: Option<UProbeLink>,
     /// Of probe sites, by their index in the plan.
     sites: BTreeMap<usize, UProbeLink>,
+    /// Sites whose links are pinned, and so are not this process's to hold.
+    pinned: BTreeSet<usize>,
 }
 
 /// Who an image is to the programs, and for whom its sites count.
@@ -93,9 +99,14 @@ impl Kernel {
     pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<Attached, KernelError> {
         // Through the descriptor the probe reaches exactly the file that was analysed, whatever its path names now.
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        self.note_image(plan, image)?;
+        let pinned = self.pins.as_ref().map(Pins::links).unwrap_or_default();
         let mut links = Links::default();
-        if let Some(file_offset) = plan.entry_file_offset {
-            links.entry = Some(self.attach_entry(&path, file_offset, image)?);
+        if let Some(file_offset) = plan.entry_file_offset
+            && !pinned.contains(&entry_name(image))
+        {
+            let link = self.attach_entry(&path, file_offset, image)?;
+            links.entry = keep(link, self.pins.as_ref(), &entry_name(image))?;
         }
         let mut outcome = Attached::default();
         for role in [Role::Freed, Role::End, Role::Birth] {
@@ -106,6 +117,12 @@ impl Kernel {
             };
             let uprobe: &mut UProbe = program(&mut self.ebpf, name)?;
             for (index, site) in plan.sites.iter().enumerate().filter(|(_, site)| site.role == role) {
+                let link_name = site_name(image.number, index);
+                if pinned.contains(&link_name) {
+                    links.pinned.insert(index);
+                    outcome.sites.push(index);
+                    continue;
+                }
                 let attached = verify(site, file).and_then(|()| {
                     let cookie = cookie(plan, index, image).ok_or("the plan has too many sites")?;
                     let location = UProbeAttachLocation::AbsoluteOffset(site.file_offset);
@@ -118,9 +135,14 @@ impl Kernel {
                         .map_err(|error| chain(&error))?;
                     uprobe.take_link(id).map_err(|error| chain(&error))
                 });
-                match attached {
+                let kept =
+                    attached.and_then(|link| keep(link, self.pins.as_ref(), &link_name).map_err(|error| chain(&error)));
+                match kept {
                     Ok(link) => {
-                        links.sites.insert(index, link);
+                        match link {
+                            Some(link) => _ = links.sites.insert(index, link),
+                            None => _ = links.pinned.insert(index),
+                        }
                         outcome.sites.push(index);
                     }
                     Err(reason) => outcome.refused.push((index, reason)),
@@ -134,16 +156,24 @@ impl Kernel {
     /// Takes an image's probes out of use: they are detached where the returned links are dropped, which takes long.
     #[must_use]
     pub fn take_links(&mut self, number: u32) -> Option<Links> {
+        self.drop_image(number);
         self.links.remove(&number)
     }
 
     /// Takes one site of an image out of use; as [`Self::take_links`].
     #[must_use]
     pub fn take_site(&mut self, number: u32, index: usize) -> Option<Links> {
-        let link = self.links.get_mut(&number)?.sites.remove(&index)?;
+        let links = self.links.get_mut(&number)?;
+        if links.pinned.remove(&index) {
+            if let Some(pins) = &self.pins {
+                pins.remove_link(&site_name(number, index));
+            }
+            return Some(Links::default());
+        }
+        let link = links.sites.remove(&index)?;
         Some(Links {
-            entry: None,
             sites: BTreeMap::from([(index, link)]),
+            ..Links::default()
         })
     }
 
@@ -169,8 +199,29 @@ impl Kernel {
     /// How many sites are attached.
     #[must_use]
     pub fn attached_sites(&self) -> usize {
-        self.links.values().map(|links| links.sites.len()).sum()
+        self.links
+            .values()
+            .map(|links| links.sites.len() + links.pinned.len())
+            .sum()
     }
+}
+
+/// Gives a link back to be held, or has it pinned: then it stays when this process ends.
+fn keep(link: UProbeLink, pins: Option<&Pins>, name: &str) -> Result<Option<UProbeLink>, KernelError> {
+    let Some(pins) = pins else {
+        return Ok(Some(link));
+    };
+    let link = FdLink::try_from(link).map_err(|error| PinError::NoDescriptor(error.to_string()))?;
+    pins.keep(link, name)?;
+    Ok(None)
+}
+
+fn site_name(image: u32, index: usize) -> String {
+    format!("i{image}_s{index}")
+}
+
+fn entry_name(image: ImageNumber) -> String {
+    format!("i{}_entry", image.number)
 }
 
 /// Checks that the file still has the planned instruction at the site's offset.

@@ -1,6 +1,7 @@
 //! The clock of the BPF programs.
 
 use nix::time::{ClockId, clock_gettime};
+use std::time::Duration;
 
 /// `CLOCK_MONOTONIC` in nanoseconds, what `bpf_ktime_get_ns` reads. 0 should the clock be missing, which Linux rules out.
 #[must_use]
@@ -14,6 +15,12 @@ pub fn monotonic_ns() -> u64 {
 pub fn monotonic_of_boot(boot_ns: u64) -> u64 {
     let suspended_ns = now_ns(ClockId::CLOCK_BOOTTIME).saturating_sub(monotonic_ns());
     boot_ns.saturating_sub(suspended_ns)
+}
+
+/// The processor time that the current thread has used.
+#[must_use]
+pub fn thread_cpu_time() -> Duration {
+    Duration::from_nanos(now_ns(ClockId::CLOCK_THREAD_CPUTIME_ID))
 }
 
 fn now_ns(clock: ClockId) -> u64 {

@@ -6,8 +6,10 @@ use super::{
     attach::Links,
     btf::{BtfError, KernelOffsets},
     object::{self, ObjectError},
+    pins::{self, PinError, Pins},
     ring::EventRing,
     settings::Settings,
+    sweep::{Purge, SWEEP},
     tables::Table,
     unwind::TableMaps,
 };
@@ -16,9 +18,9 @@ use aya::{
     maps::{MapData, MapError, PerCpuArray, RingBuf},
     programs::{ProgramError, RawTracePoint, TestRun, UProbe},
 };
-use leakmon_ebpf::abi::{Ages, CountKey, CountValue, Loss, Stack, TargetEntry, TargetId, Totals};
+use leakmon_ebpf::abi::{Ages, CountKey, CountValue, Loss, PinnedImage, Stack, TargetEntry, TargetId, Totals};
 use leakmon_ebpf::rows::ProcessMappings;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// Why the BPF side can't be used. Every one means that this host can't be probed (exit code 4).
@@ -67,6 +69,9 @@ pub enum KernelError {
         /// What the first site was refused for.
         reason: String,
     },
+    /// Nothing can be pinned.
+    #[error(transparent)]
+    Pin(#[from] PinError),
     /// The ring can't be waited on.
     #[error("the event ring can't be waited on: {0}")]
     Ring(std::io::Error),
@@ -79,7 +84,6 @@ const TRACEPOINTS: [(&str, &str); 3] = [
     ("process_exit", "sched_process_exit"),
 ];
 
-const SWEEP: &str = "sweep_live";
 /// Programs that user space runs, attached to nothing.
 const EXECUTED: [&str; 2] = [SWEEP, super::threads::FOUND];
 
@@ -89,35 +93,47 @@ pub struct Kernel {
     /// By image number.
     pub(super) links: BTreeMap<u32, Links>,
     pub(super) settings: Settings,
-    counts: Table<CountKey, CountValue, 16, { size_of::<CountValue>() }>,
-    ages: Table<CountKey, Ages, 16, { size_of::<Ages>() }>,
-    stacks: Table<u64, Stack, 8, { size_of::<Stack>() }>,
-    targets: Table<u32, TargetEntry, 4, { size_of::<TargetEntry>() }>,
-    totals: Table<u64, Totals, 8, { size_of::<Totals>() }>,
+    pub(super) pins: Option<Pins>,
+    /// Whether the maps have what an earlier daemon counted.
+    pub(super) resumed: bool,
+    pub(super) images: Table<u32, PinnedImage, 4, { size_of::<PinnedImage>() }>,
+    pub(super) counts: Table<CountKey, CountValue, 16, { size_of::<CountValue>() }>,
+    pub(super) ages: Table<CountKey, Ages, 16, { size_of::<Ages>() }>,
+    pub(super) stacks: Table<u64, Stack, 8, { size_of::<Stack>() }>,
+    pub(super) targets: Table<u32, TargetEntry, 4, { size_of::<TargetEntry>() }>,
+    pub(super) totals: Table<u64, Totals, 8, { size_of::<Totals>() }>,
     watched: Table<u32, u32, 4, 4>,
-    purged: Table<u64, u32, 8, 4>,
+    pub(super) purged: Table<u64, u32, 8, 4>,
     pub(super) mappings: Table<u32, ProcessMappings, 4, { size_of::<ProcessMappings>() }>,
     pub(super) tables: TableMaps,
     loss: PerCpuArray<MapData, u64>,
-    sweeps: u64,
+    pub(super) sweeps: u64,
+    pub(super) purge: Purge,
 }
 
 impl Kernel {
-    /// Loads the embedded object and attaches the process tracepoints. No probe site is attached yet.
+    /// Loads the embedded object and attaches the process tracepoints. No probe site is attached yet. With `pins`, maps and
+    /// links are those that an earlier daemon left, where it was this leakmon with these settings.
     ///
     /// # Errors
     /// [`KernelError`] where this host can't be probed.
-    pub fn load(settings: Settings) -> Result<(Self, EventRing), KernelError> {
+    pub fn load(settings: Settings, pins: Option<Pins>) -> Result<(Self, EventRing), KernelError> {
         super::host::require_capabilities()?;
+        let resumed = match &pins {
+            Some(pins) => pins.adopt(&settings)?,
+            None => false,
+        };
         super::host::raise_open_files();
-        let mut ebpf = load_ebpf(settings)?;
+        let mut ebpf = load_ebpf(settings, pins.as_ref())?;
+        let meta = ebpf.take_map("META").ok_or(KernelError::NoMap("META"))?;
         if settings.debug {
             forward_logs(&mut ebpf);
         }
         let ring = ebpf.take_map("EVENTS").ok_or(KernelError::NoMap("EVENTS"))?;
         let ring = RingBuf::try_from(ring).map_err(|error| KernelError::Map("EVENTS", error))?;
         let loss = ebpf.take_map("LOSS").ok_or(KernelError::NoMap("LOSS"))?;
-        let kernel = Self {
+        let mut kernel = Self {
+            images: Table::take(&mut ebpf, "IMAGES")?,
             counts: Table::take(&mut ebpf, "COUNTS")?,
             ages: Table::take(&mut ebpf, "AGES")?,
             stacks: Table::take(&mut ebpf, "STACKS")?,
@@ -131,8 +147,14 @@ impl Kernel {
             links: BTreeMap::new(),
             ebpf,
             settings,
-            sweeps: 0,
+            // Higher than any number of an earlier daemon's, which counted from its own time.
+            sweeps: super::clock::monotonic_ns(),
+            purge: Purge::default(),
+            pins,
+            resumed,
         };
+        kernel.resume_purge();
+        pins::complete(meta, &settings).map_err(|error| KernelError::Map("META", error))?;
         Ok((kernel, EventRing::new(ring)?))
     }
 
@@ -141,7 +163,7 @@ impl Kernel {
     /// # Errors
     /// [`KernelError`] where it does not.
     pub(super) fn load_for_trial(settings: Settings) -> Result<(), KernelError> {
-        load_ebpf(settings).map(drop)
+        load_ebpf(settings, None).map(drop)
     }
 
     /// Watches a process by its number; `flags` are [`leakmon_ebpf::abi::FOLLOW`] and [`leakmon_ebpf::abi::HOLD`].
@@ -240,18 +262,6 @@ impl Kernel {
         Loss::ALL.map(of_reason)
     }
 
-    /// Finds the oldest live task of every stack: afterwards an entry of [`Self::counts`] whose `swept` is the returned
-    /// number has it in `oldest_born_ns`.
-    ///
-    /// # Errors
-    /// Where the kernel can't run the program.
-    pub fn sweep(&mut self) -> Result<u64, KernelError> {
-        self.sweeps += 1;
-        let number = self.sweeps;
-        self.execute(SWEEP, &[number])?;
-        Ok(number)
-    }
-
     /// Runs a program that is attached to nothing, with these arguments.
     pub(super) fn execute(&mut self, name: &'static str, arguments: &[u64]) -> Result<(), KernelError> {
         let program: &mut RawTracePoint = program(&mut self.ebpf, name)?;
@@ -263,43 +273,6 @@ impl Kernel {
             .test_run(options)
             .map_err(|error| KernelError::Program(name, error))?;
         Ok(())
-    }
-
-    /// Forgets targets: their live tasks, counters, totals, and the stacks that no other target has.
-    ///
-    /// # Errors
-    /// Where the kernel can't run the sweep.
-    pub fn forget(&mut self, gone: &[TargetId]) -> Result<(), KernelError> {
-        // As many at once as the map of those to purge holds.
-        let parts = gone.chunks(self.purged.capacity() as usize);
-        parts.map(|part| self.forget_part(part)).fold(Ok(()), Result::and)
-    }
-
-    fn forget_part(&mut self, gone: &[TargetId]) -> Result<(), KernelError> {
-        for target in gone {
-            let _fits = self.purged.insert(&target.0, &0);
-        }
-        let swept = self.sweep();
-        let (of_gone, of_others): (Vec<CountKey>, Vec<CountKey>) = self
-            .counts
-            .entries()
-            .into_iter()
-            .map(|(key, _)| key)
-            .partition(|key| gone.contains(&TargetId(key.target)));
-        let still_used: HashSet<u64> = of_others.iter().map(|key| key.stack).collect();
-        for key in &of_gone {
-            self.counts.remove(key);
-            self.ages.remove(key);
-            // A target that comes to the same stack just now is counted under its site alone, which is all that is lost.
-            if !still_used.contains(&key.stack) {
-                self.stacks.remove(&key.stack);
-            }
-        }
-        for target in gone {
-            self.totals.remove(&target.0);
-            self.purged.remove(&target.0);
-        }
-        swept.map(|_| ())
     }
 
     /// Capacities of the maps that fill up with use.
@@ -314,17 +287,28 @@ impl Kernel {
     }
 }
 
-fn load_ebpf(settings: Settings) -> Result<Ebpf, KernelError> {
-    let mut ebpf = load_object(object::embedded()?, settings, KernelOffsets::of_running_kernel()?)?;
-    load_programs(&mut ebpf)?;
+fn load_ebpf(settings: Settings, pins: Option<&Pins>) -> Result<Ebpf, KernelError> {
+    let mut ebpf = load_object(object::embedded()?, settings, KernelOffsets::of_running_kernel()?, pins)?;
+    load_programs(&mut ebpf, pins)?;
     Ok(ebpf)
 }
 
-fn load_object(object: &[u8], settings: Settings, offsets: KernelOffsets) -> Result<Ebpf, KernelError> {
+fn load_object(
+    object: &[u8],
+    settings: Settings,
+    offsets: KernelOffsets,
+    pins: Option<&Pins>,
+) -> Result<Ebpf, KernelError> {
     let flag = |set: bool| u32::from(set);
     let (walk, remember) = (flag(settings.walk_stacks), flag(settings.remember_walks));
     let (trace, debug) = (flag(settings.trace), flag(settings.debug));
-    Ok(EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    if let Some(pins) = pins {
+        for name in pins::MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    Ok(loader
         .map_max_entries("LIVE", settings.live_entries_max)
         .map_max_entries("STACKS", settings.stacks_entries_max)
         .map_max_entries("COUNTS", settings.counts_entries_max)
@@ -349,17 +333,25 @@ fn load_object(object: &[u8], settings: Settings, offsets: KernelOffsets) -> Res
         .load(object)?)
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+fn load_programs(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<(), KernelError> {
+    let pinned = pins.map(Pins::links).unwrap_or_default();
     for name in super::attach::PROGRAMS {
         let program: &mut UProbe = program(ebpf, name)?;
         program.load().map_err(|error| KernelError::Program(name, error))?;
     }
     for (name, tracepoint) in TRACEPOINTS {
         let program: &mut RawTracePoint = program(ebpf, name)?;
-        program.load().map_err(|error| KernelError::Program(name, error))?;
-        program
-            .attach(tracepoint)
-            .map_err(|error| KernelError::Program(name, error))?;
+        let refused = |error| KernelError::Program(name, error);
+        program.load().map_err(refused)?;
+        let link_name = format!("t_{tracepoint}");
+        // An earlier daemon's program is there and counts: a second one would count twice.
+        if pinned.contains(&link_name) {
+            continue;
+        }
+        let id = program.attach(tracepoint).map_err(refused)?;
+        if let Some(pins) = pins {
+            pins.keep(program.take_link(id).map_err(refused)?.into(), &link_name)?;
+        }
     }
     for name in EXECUTED {
         let program: &mut RawTracePoint = program(ebpf, name)?;

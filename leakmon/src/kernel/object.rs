@@ -26,6 +26,11 @@ pub fn embedded() -> Result<&'static [u8], ObjectError> {
     choose(OBJECT, BUILT_FROM, SOURCES)
 }
 
+/// What the object was built from.
+pub(super) const fn hash() -> Option<&'static str> {
+    BUILT_FROM
+}
+
 fn choose<'a>(
     object: Option<&'a [u8]>,
     built_from: Option<&str>,

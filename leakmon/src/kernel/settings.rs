@@ -8,7 +8,7 @@ use leakmon_ebpf::abi::{
 };
 
 /// What the programs are loaded with. Entry counts are bounds of the maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// Tasks that can be followed at once.
     pub live_entries_max: u32,

@@ -56,6 +56,27 @@ impl Kernel {
         Ok(())
     }
 
+    /// The chunks that an earlier daemon's mappings may refer to: of rows, and of pages. All others are zero.
+    #[must_use]
+    pub fn used_chunks(&self) -> (Vec<u32>, Vec<u32>) {
+        fn used<const N: usize>(map: &Array<MapData, [u8; N]>) -> Vec<u32> {
+            let is_used = |chunk: &u32| map.get(chunk, 0).is_ok_and(|bytes| bytes.iter().any(|byte| *byte != 0));
+            (0..map.len()).filter(is_used).collect()
+        }
+        (used(&self.tables.rows), used(&self.tables.pages))
+    }
+
+    /// Whether a process has mappings.
+    #[must_use]
+    pub fn has_mappings(&self, tgid: u32) -> bool {
+        self.mappings.get(&tgid).is_some()
+    }
+
+    /// Takes the mappings of a process away that has gone, or is another target by now.
+    pub fn drop_mappings(&mut self, tgid: u32) {
+        self.mappings.remove(&tgid);
+    }
+
     /// Says where a process's code is. The programs take the entry away when the process calls exec or ends.
     ///
     /// # Errors

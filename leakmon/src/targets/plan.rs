@@ -5,7 +5,10 @@
 
 use leakmon_ebpf::abi::{Condition, Kind, Role};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+};
 
 /// Who an ELF file is, whatever its path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,6 +88,19 @@ pub struct ProbeSite {
 }
 
 impl ProbePlan {
+    /// Hash of the build and of all sites in their order: where it is the same, a site's index means the same site.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.image.build_id.hash(&mut hasher);
+        self.entry_file_offset.hash(&mut hasher);
+        for site in &self.sites {
+            (site.role, site.file_offset, site.register, site.condition).hash(&mut hasher);
+            (site.task_type, &site.bytes).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
     /// How many sites have this role.
     #[must_use]
     pub fn sites_of(&self, role: Role) -> usize {

@@ -25,7 +25,9 @@ pub(super) struct Daemon {
 
 impl Daemon {
     pub(super) fn start(arguments: &[&str]) -> Self {
-        Self::spawn(leakmon(&["daemon", "--listen", "127.0.0.1:0"]).args(arguments))
+        Self::spawn(&mut leakmon(
+            &[&["daemon", "--listen", "127.0.0.1:0"], arguments].concat(),
+        ))
     }
 
     /// Starts it as the command says, which must listen, and waits until it serves.
@@ -57,6 +59,12 @@ impl Daemon {
         let mut line = String::new();
         assert_ne!(self.messages.read_line(&mut line).unwrap(), 0, "the daemon ended");
         line
+    }
+
+    /// Ends it as nobody can prevent.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Body of a reply, which must be a good one.
@@ -136,7 +144,7 @@ pub(super) fn of_victim(report: &Report, tgid: u32) -> Option<Counts> {
 }
 
 /// Value of the first sample of a metric whose labels contain all of these.
-fn sample(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
+pub(super) fn sample(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
     let line = metrics
         .lines()
         .find(|line| line.starts_with(&format!("{name}{{")) && labels.iter().all(|label| line.contains(label)))?;

@@ -136,7 +136,14 @@ impl Pair {
         let mut victim = Watched::victim(&mut command)?;
         expect_ready(&mut victim)?;
         let mut command = Command::new(leakmon);
-        command.args(["daemon", "--listen", "127.0.0.1:0", "-p", &victim.tgid().to_string()]);
+        command.args([
+            "daemon",
+            "--no-pin",
+            "--listen",
+            "127.0.0.1:0",
+            "-p",
+            &victim.tgid().to_string(),
+        ]);
         let mut daemon = Watched::leakmon(&mut command)?;
         let line = daemon.line_with("serving http://")?;
         let address = line.rsplit("http://").next().unwrap_or_default();

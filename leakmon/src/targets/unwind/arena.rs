@@ -84,6 +84,8 @@ pub struct Arena {
     dirty_rows: BTreeSet<u32>,
     dirty_pages: BTreeSet<u32>,
     refused: u64,
+    /// Room that an earlier daemon's mappings still refer to.
+    reserved: Placed,
 }
 
 impl Default for Arena {
@@ -111,7 +113,45 @@ impl Arena {
             dirty_rows: BTreeSet::new(),
             dirty_pages: BTreeSet::new(),
             refused: 0,
+            reserved: Placed::default(),
         }
+    }
+
+    /// Uses none of these chunks until [`Self::release_reserved`]: an earlier arena's tables are in them. To be called while the
+    /// arena is empty.
+    pub fn reserve(&mut self, row_chunks: &[u32], page_chunks: &[u32]) {
+        const BLOCKS: u32 = ROWS_PER_CHUNK / ROWS_PER_BLOCK;
+        for chunk in row_chunks {
+            for block in chunk * BLOCKS..(chunk + 1) * BLOCKS {
+                if self.free_blocks.remove(&block) {
+                    self.reserved.blocks.push(block);
+                }
+            }
+        }
+        for chunk in page_chunks {
+            let (start, end) = (chunk * PAGES_PER_CHUNK, (chunk + 1) * PAGES_PER_CHUNK);
+            let within = self.free_pages.range(..=start).next_back();
+            let Some((free, len)) = within
+                .map(|(free, len)| (*free, *len))
+                .filter(|(free, len)| free + len >= end)
+            else {
+                continue;
+            };
+            self.free_pages.remove(&free);
+            if free < start {
+                self.free_pages.insert(free, start - free);
+            }
+            if end < free + len {
+                self.free_pages.insert(end, free + len - end);
+            }
+            self.reserved.pages.push((start, PAGES_PER_CHUNK));
+        }
+    }
+
+    /// Gives the reserved room free: no mapping refers to it any more.
+    pub fn release_reserved(&mut self) {
+        let reserved = std::mem::take(&mut self.reserved);
+        self.give_back(&reserved);
     }
 
     /// Places the table of `image`.
