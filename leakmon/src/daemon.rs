@@ -57,9 +57,13 @@ use unwinding::Unwinding;
 /// How often the counters are read while nothing is published.
 const TICK: Duration = Duration::from_millis(250);
 
-/// A sweep visits every live task, so the next one waits at least this many times as long as the last one took: it never
-/// takes more than half a percent of a processor.
+/// A sweep visits every live task, so the next one waits at least this many times as long as the processor time that the last one
+/// took: it never takes more than half a percent of a processor.
 const SWEEP_REST: u32 = 200;
+
+/// At first verdicts are waited for, which want a sweep a second: two percent, for this long.
+const SWEEP_REST_AT_FIRST: u32 = 50;
+const AT_FIRST: Duration = Duration::from_secs(120);
 
 /// How long the last report waits for names; what is not resolved by then is shown by image and offset.
 const NAMES_WAIT: Duration = Duration::from_secs(60);
@@ -285,7 +289,15 @@ impl Observer {
             .sweep()
             .inspect_err(|error| tracing::warn!("ages can't be known: {error}"))
             .ok();
-        self.next_sweep = Instant::now() + thread_cpu_time().saturating_sub(began) * SWEEP_REST;
+        let watched = Duration::from_nanos(monotonic_ns().saturating_sub(self.began_ns));
+        let rest = if watched < AT_FIRST {
+            SWEEP_REST_AT_FIRST
+        } else {
+            SWEEP_REST
+        };
+        let took = thread_cpu_time().saturating_sub(began);
+        tracing::debug!(?took, "swept");
+        self.next_sweep = Instant::now() + took * rest;
         sweep
     }
 
