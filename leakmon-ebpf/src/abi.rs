@@ -336,6 +336,10 @@ layout! {
     }
 }
 
+mod samples;
+
+pub use samples::{SAMPLE_CHUNKS_MAX, SAMPLES_PER_CHUNK, Sample, WANTED_ENTRIES_MAX, Wanted};
+
 /// Why a stack walk stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]

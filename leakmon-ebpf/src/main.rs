@@ -30,6 +30,8 @@ mod process;
 #[cfg(target_arch = "bpf")]
 mod registers;
 #[cfg(target_arch = "bpf")]
+mod sample;
+#[cfg(target_arch = "bpf")]
 mod sweep;
 #[cfg(target_arch = "bpf")]
 mod target;
@@ -99,6 +101,12 @@ mod programs {
     #[raw_tracepoint]
     pub fn sweep_live(ctx: RawTracePointContext) -> i32 {
         crate::sweep::sweep(&ctx)
+    }
+
+    /// Run by user space, attached to nothing: collects the headers of live tasks.
+    #[raw_tracepoint]
+    pub fn sample_live(ctx: RawTracePointContext) -> i32 {
+        crate::sample::sample(&ctx)
     }
 }
 

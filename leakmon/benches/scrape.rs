@@ -47,6 +47,7 @@ fn report() -> Report {
             task: EntityCounts::default(),
             thread: None,
             exited: false,
+            census: None,
         };
         report
             .callsites
@@ -65,6 +66,8 @@ fn callsite(target: &TargetReport, number: u64) -> CallsiteReport {
         live: number,
         spawned: 1_000 * number,
         ended: 999 * number,
+        born_before_attach: 0,
+        bytes: None,
         oldest_seconds: Some(12.5),
         growth_per_minute: None,
         verdict: Verdict::Leak,

@@ -64,6 +64,15 @@ goes on where it was when it is started again. Ctrl-C removes them.")]
 
 Keys: arrows select, / filters, s or a letter sorts, p pauses, PgUp and PgDn scroll the stack, q quits.")]
     Top(TopArgs),
+    /// Prints the tasks that a process holds now, from its memory; no probes, no BPF
+    #[command(after_help = "Examples:
+  leakmon census -p 4711
+  leakmon census -p 4711 --format json -o census.json
+
+It finds the tasks of a service that has been running for days, those that have finished but are still held by a
+JoinHandle or a JoinSet, and those that nothing can wake. The process is read, never written or stopped. It needs what a
+debugger needs: the same user, or CAP_SYS_PTRACE.")]
+    Census(CensusArgs),
     /// Prints where a binary would be probed; needs no root
     #[command(after_help = "Example:
   leakmon probes ./target/release/app")]
@@ -122,6 +131,12 @@ pub struct ObserveArgs {
     /// Never call tasks of this crate or path a leak: they are expected to become more; repeatable
     #[arg(long, value_name = "PATTERN")]
     pub allow: Vec<String>,
+    /// Does not read the memory of running processes for tasks that are older than the attach, or finished and still held
+    #[arg(long)]
+    pub no_census: bool,
+    /// How long a task must be without a waker to be called unwakeable
+    #[arg(long, hide = true, value_name = "TIME", value_parser = duration, default_value = CONFIRM_INTERVAL)]
+    pub confirm_interval: Duration,
     /// Walks each stack anew, even where the last walk would give the same
     #[arg(long, hide = true)]
     pub no_memo: bool,
@@ -273,6 +288,38 @@ pub enum DiffFormat {
     Svg,
 }
 
+/// How long a task must stay without a waker to be called unwakeable, unless given otherwise.
+const CONFIRM_INTERVAL: &str = "2s";
+
+/// Options of `census`.
+#[derive(Debug, Args)]
+pub struct CensusArgs {
+    /// The process
+    #[arg(short, long, value_name = "PID")]
+    pub pid: u32,
+    /// Form of the census
+    #[arg(long, value_enum, default_value_t = CensusFormat::Table)]
+    pub format: CensusFormat,
+    /// Where it goes
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// How long reading may take; what is not read by then is told
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub time_max: Option<Duration>,
+    /// How long to wait before tasks without a waker are read again
+    #[arg(long, hide = true, value_name = "TIME", value_parser = duration, default_value = CONFIRM_INTERVAL)]
+    pub confirm_interval: Duration,
+}
+
+/// Forms of a census.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CensusFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
 /// Options of `probes`.
 #[derive(Debug, Args)]
 pub struct ProbesArgs {
@@ -309,6 +356,8 @@ mod tests {
             "leakmon top --exe /usr/bin/app --allow app::tenants",
             "leakmon top --connect http://127.0.0.1:5325",
             "leakmon probes app",
+            "leakmon census -p 4711",
+            "leakmon census -p 4711 --format json -o census.json",
             "leakmon doctor",
             "leakmon completions zsh",
         ] {

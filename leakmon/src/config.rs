@@ -9,6 +9,7 @@ pub mod example;
 
 use crate::{
     cli::DaemonArgs,
+    daemon::InspectionSettings,
     kernel::{Settings, pins::DIRECTORY},
 };
 use documented::DocumentedFields;
@@ -27,6 +28,10 @@ use std::{
 
 /// L-E-A-K on a keypad.
 pub const DEFAULT_PORT: u16 = 5325;
+
+/// How long a task must be without a waker to be called unwakeable, unless asked otherwise: nothing that is about to be woken
+/// has no waker for so long.
+pub const CONFIRM_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Executables and processes that one configuration may name.
 const WATCHED_MAX: usize = 1024;
@@ -57,6 +62,11 @@ pub struct Config {
     pub pin: Option<bool>,
     /// Directory in a BPF file system where they are kept; one daemon each. Read at the start only.
     pub pin_directory: PathBuf,
+    /// Whether a census of each process's memory is taken, at the start and now and then. Read at the start only.
+    pub census: bool,
+    /// How long a task must be without a waker to be called unwakeable: 1m at most. Read at the start only.
+    #[serde(with = "interval")]
+    pub confirm_interval: Duration,
     /// Bounds of the kernel's tables. Read at the start only.
     pub bounds: Bounds,
 }
@@ -94,6 +104,8 @@ impl Default for Config {
             stacks: true,
             pin: None,
             pin_directory: PathBuf::from(DIRECTORY),
+            census: true,
+            confirm_interval: CONFIRM_INTERVAL,
             bounds: Bounds::default(),
         }
     }
@@ -205,6 +217,11 @@ impl Config {
             "interval",
             "must be between 100ms and 1h",
         )?;
+        require(
+            self.confirm_interval <= Duration::from_secs(60),
+            "confirm_interval",
+            "must be 1m at most",
+        )?;
         self.bounds.check(require)
     }
 
@@ -222,6 +239,15 @@ impl Config {
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
         .collect()
+    }
+
+    /// How memory is read.
+    #[must_use]
+    pub const fn inspection(&self) -> InspectionSettings {
+        InspectionSettings {
+            census: self.census,
+            confirm: self.confirm_interval,
+        }
     }
 
     /// What the BPF programs are loaded with.

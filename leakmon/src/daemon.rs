@@ -8,6 +8,7 @@ mod assembly;
 mod first_sight;
 mod hold;
 mod images;
+mod inspection;
 mod names;
 mod processes;
 mod proof;
@@ -18,6 +19,7 @@ mod timeline;
 mod unwinding;
 mod watching;
 
+pub use inspection::InspectionSettings;
 pub use watching::Watchable;
 
 use crate::{
@@ -39,6 +41,7 @@ use crate::{
 use anyhow::Context;
 use first_sight::FirstSight;
 use images::Images;
+use inspection::Inspection;
 use leakmon_ebpf::abi::TargetId;
 use names::Names;
 use processes::Processes;
@@ -82,6 +85,7 @@ pub struct Observer {
     unwinding: Unwinding,
     earlier_threads: EarlierThreads,
     proofs: Proofs,
+    inspection: Inspection,
     publisher: Option<Publisher>,
     pulse: Option<Pulse>,
     timeline: Option<Timeline>,
@@ -102,7 +106,13 @@ impl Observer {
     ///
     /// # Errors
     /// Where this host can't be probed, or the symbol thread can't be started.
-    pub fn new(settings: Settings, hide: &[String], analyst: Analyst, pins: Option<Pins>) -> anyhow::Result<Self> {
+    pub fn new(
+        settings: Settings,
+        inspection: InspectionSettings,
+        hide: &[String],
+        analyst: Analyst,
+        pins: Option<Pins>,
+    ) -> anyhow::Result<Self> {
         // What the user got wrong comes before what the host lacks.
         let names = Names::new(hide, analyst.clone())?;
         let (kernel, ring) = Kernel::load(settings, pins)?;
@@ -118,6 +128,7 @@ impl Observer {
             analyst,
             earlier_threads: EarlierThreads::default(),
             proofs: Proofs::default(),
+            inspection: Inspection::new(inspection)?,
             publisher: None,
             pulse: None,
             timeline: None,
@@ -172,6 +183,7 @@ impl Observer {
                 outcome = &mut until => return Some(outcome),
                 _ = beat.tick() => self.pulse.iter().for_each(Pulse::beat),
                 () = self.names.replied() => {}
+                reading = self.inspection.replied() => self.take_reading(reading),
                 finished = self.unwinding.built() => {
                     if let Some(finished) = finished {
                         self.unwinding.place(finished, &mut self.kernel);
@@ -279,6 +291,7 @@ impl Observer {
             None
         };
         self.read(sweep);
+        self.inspect();
     }
 
     fn sweep(&mut self) -> Option<u64> {
@@ -364,6 +377,7 @@ impl Observer {
         }
         let sweep = self.sweep();
         self.read(sweep);
+        self.last_readings().await;
         let all_named = async {
             while self.names.pending() > 0 {
                 self.names.replied().await;
@@ -394,6 +408,7 @@ impl Observer {
             processes: &self.processes,
             names: &self.names,
             first_sight: self.first_sight.as_ref(),
+            inspection: &self.inspection,
             loss: self.kernel.loss(),
             began_ns: self.began_ns,
             now_ns: monotonic_ns(),

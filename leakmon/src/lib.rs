@@ -31,6 +31,7 @@
 //! | [`analysis`] | confined children that read untrusted files for the stages | what is read |
 //! | [`targets`] | WHERE to probe: images, runtimes, sites; what `/proc` says of processes | BPF |
 //! | [`kernel`] | ALL BPF system calls: load, attach, ring, maps; what this host offers | what a count means |
+//! | [`memory`] | reading a target's memory: states of tasks, the census | BPF, names |
 //! | [`live`] | events and counters in; counts, ages and verdicts out; pure | IO, clocks, names |
 //! | [`symbols`] | addresses to names, the location, the callsite's id | counts |
 //! | [`export`] | one file an output format; `http` only routes | where a report came from |
@@ -63,6 +64,8 @@ pub mod analysis;
 pub mod targets;
 
 pub mod kernel;
+
+pub mod memory;
 
 pub mod live;
 

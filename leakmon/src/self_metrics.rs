@@ -6,7 +6,7 @@
 use std::time::SystemTime;
 
 /// A snapshot of leakmon's own numbers. Lists are in the order in which they are printed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SelfMetrics {
     /// Events read from the ring since the start, by kind.
     pub events: Vec<(&'static str, u64)>,
@@ -26,6 +26,10 @@ pub struct SelfMetrics {
     pub cheap_sites: u64,
     /// Attached probe sites that the kernel single-steps.
     pub slow_sites: u64,
+    /// How long the last census took.
+    pub census_seconds: f64,
+    /// Bytes of targets' memory read so far.
+    pub census_bytes_read: u64,
     /// HTTP connections that had to make room for others.
     pub http_evicted: u64,
     /// The configuration.

@@ -5,6 +5,7 @@
 
 mod bench;
 mod build_ebpf;
+mod crowds;
 mod demo;
 mod fuzz;
 mod matrix;

@@ -3,7 +3,10 @@
 //! In: names of the examples in `leakmon/examples/`. Out: paths of programs, and the truth that a victim printed. It
 //! compares nothing.
 
-use crate::workspace::{self, Workspace};
+use crate::{
+    crowds,
+    workspace::{self, Workspace},
+};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use std::{
@@ -59,7 +62,7 @@ impl Build {
 }
 
 /// Victims whose stacks are compared in every build.
-const EVERYWHERE: [&str; 3] = ["deep_stacks", "every_spawn", "leaky_registry"];
+const EVERYWHERE: [&str; 4] = ["crowd", "deep_stacks", "every_spawn", "leaky_registry"];
 
 /// What a package needs that has those victims only.
 const MANIFEST: &str = r#"
@@ -122,6 +125,7 @@ pub(crate) fn build_all(workspace: &Workspace) -> Result<()> {
             workspace::run(strip.arg(stripped.example(workspace, name)))?;
         }
     }
+    crowds::TESTED.iter().try_for_each(|crowd| crowd.build(workspace))?;
     Ok(())
 }
 

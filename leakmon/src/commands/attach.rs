@@ -1,6 +1,6 @@
 //! `leakmon attach`: watches running processes for a while.
 
-use super::{Destination, Exit, analyst, observation, progress::Spinner, settings};
+use super::{Destination, Exit, analyst, inspection, observation, progress::Spinner, settings};
 use crate::{
     cli::AttachArgs,
     daemon::{Observer, Watchable},
@@ -19,7 +19,13 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
         let _scanning = Spinner::new("looking for probe sites");
         Watchable::find(&analyst, &args.exe, &args.pid)?
     };
-    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst, None)?;
+    let mut observer = Observer::new(
+        settings(&args.observe),
+        inspection(&args.observe),
+        &args.observe.hide,
+        analyst,
+        None,
+    )?;
     if args.observe.trace.is_some() {
         observer.keep_timeline();
     }

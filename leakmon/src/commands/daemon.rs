@@ -49,7 +49,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     };
     let (stop, stopped) = oneshot::channel();
     let server = start_server(listener, source.clone(), stopped)?;
-    let mut observer = Observer::new(config.settings(), &config.hide, analyst, pins)?;
+    let mut observer = Observer::new(config.settings(), config.inspection(), &config.hide, analyst, pins)?;
     observer.allow(&config.allow)?;
     observer.resume().await;
     observer.watch_all(watchable).await?;

@@ -4,6 +4,7 @@
 //! only puts them together.
 
 mod attach;
+mod census;
 mod daemon;
 mod diff;
 mod doctor;
@@ -18,8 +19,10 @@ use crate::{
     analysis::{self, Analyst, Job, self_test::SELF_TEST},
     cli::{Cli, Command, ObserveArgs, UrlError},
     config::ConfigError,
+    daemon::InspectionSettings,
     export::{RenderOptions, escape::is_hostile},
     kernel::{KernelError, Settings},
+    memory::{layout::UnknownLayout, reader::MemoryError},
     symbols::{
         hidden::HideError,
         naming::{BY_DEBUG_INFORMATION, BY_SYMBOL_TABLE},
@@ -69,6 +72,8 @@ impl From<anyhow::Error> for Exit {
             cause.is::<KernelError>()
                 || cause.is::<AnalyseError>()
                 || cause.is::<ProcessError>()
+                || cause.is::<MemoryError>()
+                || cause.is::<UnknownLayout>()
                 || cause.is::<Unprobeable>()
         }) {
             UNPROBEABLE
@@ -107,6 +112,7 @@ pub async fn execute(command: Command) -> anyhow::Result<Exit> {
         Command::Attach(args) => attach::execute(args).await,
         Command::Daemon(args) => daemon::execute(args).await,
         Command::Top(args) => top::execute(args).await,
+        Command::Census(args) => census::execute(&args),
         Command::Probes(args) => probes::execute(&args),
         Command::Diff(args) => diff::execute(&args),
         Command::Doctor => doctor::execute(),
@@ -163,6 +169,14 @@ fn settings(args: &ObserveArgs) -> Settings {
             RING_BYTES
         },
         ..Settings::default()
+    }
+}
+
+/// What the options of an observation mean to the reading of memory.
+const fn inspection(args: &ObserveArgs) -> InspectionSettings {
+    InspectionSettings {
+        census: !args.no_census,
+        confirm: args.confirm_interval,
     }
 }
 

@@ -4,7 +4,7 @@
 //! signals are passed on, and its exit code is leakmon's.
 
 use super::{
-    Destination, Exit, Unprobeable, analyst,
+    Destination, Exit, Unprobeable, analyst, inspection,
     observation::{self, Conclusion},
     progress::Spinner,
     say, settings,
@@ -58,7 +58,13 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
         let _scanning = Spinner::new("looking for probe sites");
         analyse(&analyst, &program)?
     };
-    let mut observer = Observer::new(settings(&args.observe), &args.observe.hide, analyst, None)?;
+    let mut observer = Observer::new(
+        settings(&args.observe),
+        inspection(&args.observe),
+        &args.observe.hide,
+        analyst,
+        None,
+    )?;
     if args.observe.trace.is_some() {
         observer.keep_timeline();
     }

@@ -8,6 +8,7 @@ mod remote;
 use super::{Exit, Unprobeable, analyst, progress::Spinner};
 use crate::{
     cli::TopArgs,
+    config::Config,
     daemon::{Observer, Watchable},
     export::{
         http::Source,
@@ -90,7 +91,7 @@ async fn watch_processes(args: &TopArgs) -> anyhow::Result<Exit> {
         walk_stacks: !args.no_stacks,
         ..Settings::default()
     };
-    let mut observer = Observer::new(settings, &args.hide, analyst, None)?;
+    let mut observer = Observer::new(settings, Config::default().inspection(), &args.hide, analyst, None)?;
     observer.allow(&args.allow)?;
     observer.watch_all(watchable).await?;
     let source = Source {

@@ -4,9 +4,12 @@
 //! names are still being resolved is in its target's totals, and in a callsite from the next report on, so that what a
 //! callsite has counted never falls.
 
+mod memory;
+
 use super::{
     first_sight::FirstSight,
     images::{Image, Images},
+    inspection::Inspection,
     names::{self, Names, StackNames},
     processes::{self, Processes},
 };
@@ -35,6 +38,7 @@ pub(super) struct Assembly<'a> {
     pub(super) processes: &'a Processes,
     pub(super) names: &'a Names,
     pub(super) first_sight: Option<&'a FirstSight>,
+    pub(super) inspection: &'a Inspection,
     pub(super) loss: [u64; Loss::ALL.len()],
     pub(super) began_ns: u64,
     pub(super) now_ns: u64,
@@ -63,6 +67,7 @@ impl Assembly<'_> {
             .into_iter()
             .map(|((target, id), entries)| self.callsite(target, id, &entries))
             .map(|callsite| self.with_what_was_left(callsite))
+            .chain(self.of_memory())
             .collect();
         let targets = self.targets();
         // A process that is followed only because its parent is has threads, too.
@@ -129,6 +134,8 @@ impl Assembly<'_> {
             live: sum(StackCount::live),
             spawned: sum(|count| count.born),
             ended: sum(|count| count.ended),
+            born_before_attach: 0,
+            bytes: None,
             oldest_seconds: oldest.map(|born_ns| seconds(until_ns.saturating_sub(born_ns))),
             growth_per_minute,
             verdict,
@@ -228,6 +235,7 @@ impl Assembly<'_> {
             task: sums.task,
             thread: Some(sums.thread),
             exited: target.exited_ns.is_some(),
+            census: self.census(id, target),
         })
     }
 
@@ -317,6 +325,7 @@ fn refused(process: &processes::Refused) -> TargetReport {
         task: EntityCounts::default(),
         thread: None,
         exited: false,
+        census: None,
     }
 }
 
@@ -326,13 +335,7 @@ fn states(entries: &[Entry<'_>]) -> Option<StateCounts> {
     read.peek()?;
     let mut sum = States::default();
     read.for_each(|states| sum += states);
-    Some(StateCounts {
-        sampled: sum.sampled,
-        idle: sum.idle,
-        scheduled: sum.scheduled,
-        running: sum.running,
-        unwakeable: sum.unwakeable,
-    })
+    Some(memory::counts(sum))
 }
 
 fn place(frame: &ResolvedFrame) -> Location {

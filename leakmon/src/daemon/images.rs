@@ -4,6 +4,7 @@
 
 use crate::{
     kernel::{attach::Attached, clock::monotonic_ns},
+    memory::program::Program,
     symbols::{self, address_space::Place, image::ImageFile},
     targets::plan::{ProbePlan, ProbeSite, TaskType},
 };
@@ -24,6 +25,8 @@ pub(super) struct Image {
     pub(super) attached: Attached,
     /// When they were: what has been a target since has no older tasks.
     pub(super) attached_ns: u64,
+    /// How its tasks are found in memory, or why they can't be.
+    pub(super) program: Result<Arc<Program>, String>,
 }
 
 impl Image {
@@ -33,7 +36,11 @@ impl Image {
     /// The file's metadata can't be read.
     pub(super) fn new(plan: ProbePlan, file: File, attached: Attached) -> io::Result<Self> {
         let image = Arc::new(symbols::image::Image::read(&file, &plan.path)?);
+        let entry = plan.entry_file_offset.and_then(|offset| image.address_of(offset));
+        let program = entry.ok_or_else(|| "it has no entry point".to_owned());
+        let program = program.and_then(|entry| Program::new(&plan, entry).map_err(|error| error.to_string()));
         Ok(Self {
+            program: program.map(Arc::new),
             plan,
             file: Arc::new(ImageFile {
                 image,

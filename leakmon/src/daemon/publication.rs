@@ -111,17 +111,19 @@ impl Observer {
             self.processes.forget(target);
             self.names.forget(target);
             self.unwinding.forget(target);
+            self.inspection.forget(target);
         }
     }
 
     /// What user space had no room for, by reason.
-    fn refused(&self) -> [(&'static str, u64); 6] {
+    fn refused(&self) -> [(&'static str, u64); 7] {
         let live = self.live.refused();
         [
             ("targets_refused", live.targets),
             ("stacks_refused", live.stacks),
             ("histories_refused", self.verdicts.refused()),
             ("tables_refused", self.unwinding.refused()),
+            ("readings_refused", self.inspection.refused()),
             ("unknown_record", self.ring.unknown()),
             ("purges_refused", self.kernel.purges_refused()),
         ]
@@ -164,6 +166,8 @@ impl Observer {
             analysis_peak_bytes: analyses.peak_bytes,
             cheap_sites: self.kernel.attached_sites() as u64 - slow_sites,
             slow_sites,
+            census_seconds: self.inspection.census_took.as_secs_f64(),
+            census_bytes_read: self.inspection.bytes_read,
             http_evicted: self
                 .publisher
                 .as_ref()

@@ -175,6 +175,7 @@ impl Observer {
                 failure.get_or_insert(error);
             }
         }
+        self.first_readings().await;
         match failure {
             Some(error) if self.live.targets().next().is_none() && self.images.is_empty() => Err(error),
             Some(error) => {
@@ -267,10 +268,13 @@ impl Observer {
             return;
         }
         match self.kernel.begin_target(tgid, now_ns) {
-            Ok(target) => self.take_event(&Event::Target {
-                target,
-                time_ns: now_ns,
-            }),
+            Ok(target) => {
+                self.inspection.see_running(target);
+                self.take_event(&Event::Target {
+                    target,
+                    time_ns: now_ns,
+                });
+            }
             Err(error) => tracing::warn!("process {tgid} can't be followed: {error}"),
         }
     }

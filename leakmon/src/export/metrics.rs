@@ -26,34 +26,30 @@ struct CallsiteMetric {
 }
 
 /// All of them; the labels are those of [`Labels`].
-const CALLSITE_METRICS: [CallsiteMetric; 8] = [
+const CALLSITE_METRICS: [CallsiteMetric; 9] = [
     CallsiteMetric {
         name: "leakmon_tasks_live",
         help: "Tasks alive that were spawned at this callsite.",
         kind: MetricType::GAUGE,
-        sample: |labels, values| (!is_thread(labels)).then_some(values.live as f64),
+        sample: |labels, values| is_task(labels).then_some(values.live as f64),
     },
     CallsiteMetric {
         name: "leakmon_tasks_spawned_total",
         help: "Tasks spawned at this callsite since the attach.",
         kind: MetricType::COUNTER,
-        sample: |labels, values| (!is_thread(labels)).then_some(values.spawned as f64),
+        sample: |labels, values| is_task(labels).then_some(values.spawned as f64),
     },
     CallsiteMetric {
         name: "leakmon_tasks_ended_total",
         help: "Tasks spawned at this callsite that have ended.",
         kind: MetricType::COUNTER,
-        sample: |labels, values| (!is_thread(labels)).then_some(values.ended as f64),
+        sample: |labels, values| is_task(labels).then_some(values.ended as f64),
     },
     CallsiteMetric {
         name: "leakmon_tasks_oldest_age_seconds",
         help: "Age of the oldest task alive that was spawned at this callsite.",
         kind: MetricType::GAUGE,
-        sample: |labels, values| {
-            values
-                .oldest_seconds
-                .filter(|age| age.is_finite() && !is_thread(labels))
-        },
+        sample: |labels, values| values.oldest_seconds.filter(|age| age.is_finite() && is_task(labels)),
     },
     CallsiteMetric {
         name: "leakmon_leak_suspected",
@@ -79,10 +75,24 @@ const CALLSITE_METRICS: [CallsiteMetric; 8] = [
         kind: MetricType::COUNTER,
         sample: |labels, values| is_thread(labels).then_some(values.ended as f64),
     },
+    CallsiteMetric {
+        name: "leakmon_tasks_held",
+        help: "Finished tasks whose memory a JoinHandle or JoinSet still holds, by the last census.",
+        kind: MetricType::GAUGE,
+        sample: |labels, values| is_held(labels).then_some(values.live as f64),
+    },
 ];
 
 fn is_thread(labels: &Labels) -> bool {
     labels.kind == "thread"
+}
+
+fn is_held(labels: &Labels) -> bool {
+    labels.kind == "held"
+}
+
+fn is_task(labels: &Labels) -> bool {
+    !is_thread(labels) && !is_held(labels)
 }
 
 /// The metrics as text. leakmon's own are left out where the filter narrows: a narrowed scrape is about one process or
@@ -126,6 +136,7 @@ pub fn render(table: &SeriesTable, loss: &LossReport, own: &SelfMetrics, filter:
 /// What leakmon says about itself: what it lost, then how full it is.
 fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &SelfMetrics) -> Result<(), String> {
     own_counters(text, table, loss, own)?;
+    readings(text, own)?;
     let gauge = MetricType::GAUGE;
     let entries = own.maps.iter().map(|fill| (fill.map, fill.entries));
     let capacities = own.maps.iter().map(|fill| (fill.map, fill.capacity));
@@ -185,6 +196,24 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
     ] {
         encode(text, name, help, kind, samples)?;
     }
+    Ok(())
+}
+
+/// What is read of targets' memory.
+fn readings(text: &mut String, own: &SelfMetrics) -> Result<(), String> {
+    let one = |kind, value| vec![with_value(Metric::default(), kind, value)];
+    let (counter, gauge) = (MetricType::COUNTER, MetricType::GAUGE);
+    let (bytes, seconds) = (own.census_bytes_read as f64, own.census_seconds);
+    let help = "Bytes read of the memory of watched processes.";
+    encode(
+        text,
+        "leakmon_census_bytes_read_total",
+        help,
+        counter,
+        one(counter, bytes),
+    )?;
+    let help = "How long the last census of a process's memory took.";
+    encode(text, "leakmon_census_seconds", help, gauge, one(gauge, seconds))?;
     Ok(())
 }
 

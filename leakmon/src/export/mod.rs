@@ -14,6 +14,7 @@
 //! | `trace` | births and ends over time, for Perfetto |
 //! | `comparison` | two reports compared, as a table, JSON or a flame graph |
 //! | `plan` | a probe plan as text |
+//! | `census` | a census as text and JSON |
 //! | `series`, `metrics` | the bounded choice of time series, and Prometheus text |
 //! | `snapshot`, `http` | what a request may read, and the routes |
 //! | `top` | the live view on a terminal |
@@ -23,6 +24,7 @@
 //! A new output is one file and one line in the table below.
 
 pub mod age;
+pub mod census;
 pub mod comparison;
 pub mod escape;
 pub mod filter;

@@ -5,6 +5,7 @@
 
 pub use crate::live::verdict::Verdict;
 
+use super::census::CensusReport;
 use super::filter::KINDS;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::sync::Arc;
@@ -74,6 +75,9 @@ pub struct TargetReport {
     /// Whether the process has ended.
     #[serde(default)]
     pub exited: bool,
+    /// What its memory holds; `None` where no census was taken.
+    #[serde(default)]
+    pub census: Option<CensusReport>,
 }
 
 impl TargetReport {
@@ -155,8 +159,14 @@ pub struct CallsiteReport {
     pub live: u64,
     /// Born since the attach.
     pub spawned: u64,
-    /// Of those, ended.
+    /// Of those, and of those born before it, ended.
     pub ended: u64,
+    /// Found at the attach, older than it: these have a row of their own. `live` = this + `spawned` − `ended`, but for kind `held`.
+    #[serde(default)]
+    pub born_before_attach: u64,
+    /// Memory of the tasks, of kind `held`, in bytes, where a task's size is known.
+    #[serde(default)]
+    pub bytes: Option<u64>,
     /// Age of the oldest that is alive.
     pub oldest_seconds: Option<f64>,
     /// Slope of the live count, once it can be known.
@@ -270,7 +280,7 @@ pub struct LossReport {
 }
 
 /// A kind by its name; a report of a later version may have others.
-fn known_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+pub(super) fn known_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
     let name = String::deserialize(deserializer)?;
     let known = KINDS.into_iter().find(|kind| *kind == name);
     known.ok_or_else(|| D::Error::custom(format!("no kind is called {name:?} here")))

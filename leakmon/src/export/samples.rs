@@ -34,6 +34,8 @@ pub(crate) fn own() -> SelfMetrics {
         analysis_peak_bytes: 48 << 20,
         cheap_sites: 49,
         slow_sites: 1,
+        census_seconds: 0.015,
+        census_bytes_read: 7 << 20,
         http_evicted: 2,
         configured: Configured {
             successful: true,
@@ -61,6 +63,7 @@ pub(crate) fn target(tgid: u32, exe: &str) -> TargetReport {
         task: EntityCounts::default(),
         thread: None,
         exited: false,
+        census: None,
     }
 }
 
@@ -74,6 +77,8 @@ pub(crate) fn callsite(target: &TargetReport, id: &str, kind: &'static str) -> C
         live: 0,
         spawned: 0,
         ended: 0,
+        born_before_attach: 0,
+        bytes: None,
         oldest_seconds: None,
         growth_per_minute: None,
         verdict: Verdict::Unknown,

@@ -8,6 +8,7 @@ use super::{
     object::{self, ObjectError},
     pins::{self, PinError, Pins},
     ring::EventRing,
+    sample::{self, SampleMaps},
     settings::Settings,
     sweep::{Purge, SWEEP},
     tables::Table,
@@ -85,7 +86,7 @@ const TRACEPOINTS: [(&str, &str); 3] = [
 ];
 
 /// Programs that user space runs, attached to nothing.
-const EXECUTED: [&str; 2] = [SWEEP, super::threads::FOUND];
+const EXECUTED: [&str; 3] = [SWEEP, super::threads::FOUND, sample::PROGRAM];
 
 /// Loaded programs, their maps and their links. Dropping it detaches everything.
 pub struct Kernel {
@@ -106,6 +107,7 @@ pub struct Kernel {
     pub(super) purged: Table<u64, u32, 8, 4>,
     pub(super) mappings: Table<u32, ProcessMappings, 4, { size_of::<ProcessMappings>() }>,
     pub(super) tables: TableMaps,
+    pub(super) samples: SampleMaps,
     loss: PerCpuArray<MapData, u64>,
     pub(super) sweeps: u64,
     pub(super) purge: Purge,
@@ -143,6 +145,7 @@ impl Kernel {
             purged: Table::take(&mut ebpf, "PURGED")?,
             mappings: Table::take(&mut ebpf, "MAPPINGS")?,
             tables: TableMaps::take(&mut ebpf)?,
+            samples: SampleMaps::take(&mut ebpf)?,
             loss: PerCpuArray::try_from(loss).map_err(|error| KernelError::Map("LOSS", error))?,
             links: BTreeMap::new(),
             ebpf,

@@ -17,6 +17,7 @@ pub mod page_cache;
 pub mod pins;
 pub mod recording;
 pub mod ring;
+pub mod sample;
 pub mod settings;
 mod sweep;
 pub mod tables;

@@ -1,7 +1,8 @@
 //! WHERE to probe: processes, ELF images, runtimes, probe sites. No BPF in here.
 //!
 //! In: the path of an ELF file. Out: a [`plan::ProbePlan`], from the image alone. It opens nothing but that file, and runs
-//! nothing; a confined child reads it ([`crate::analysis`]). `processes` reads `/proc`, `unwind` makes the tables for walking stacks.
+//! nothing; a confined child reads it ([`crate::analysis`]). `processes` and `memory_map` read `/proc`, `unwind` makes the tables
+//! for walking stacks.
 //!
 //! | file | knows |
 //! | --- | --- |
@@ -16,6 +17,8 @@
 
 pub mod cgroup;
 pub mod identity;
+pub mod memory_map;
+pub mod permission;
 pub mod plan;
 pub mod processes;
 pub mod rules;

@@ -3,11 +3,12 @@
 //! In: tgids. Out: plain data, and open files that stay good after the process has gone. It reads no ELF and no
 //! memory. Everything here is text that a target can choose (its paths, its name), so each read has a bound.
 
+mod maps;
+
+pub(super) use maps::{Permissions, each_mapping};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -373,112 +374,14 @@ fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
 }
 
 /// Reads the text of `maps` line by line, keeping what is executable.
-fn read_mappings(mut text: impl BufRead) -> io::Result<Mappings> {
-    let mut mappings = Mappings::default();
-    let mut line = Vec::new();
-    for _ in 0..MAPS_LINES_MAX {
-        line.clear();
-        if text
-            .by_ref()
-            .take(MAPS_LINE_BYTES_MAX as u64)
-            .read_until(b'\n', &mut line)?
-            == 0
-        {
-            return Ok(mappings);
+fn read_mappings(text: impl BufRead) -> io::Result<Mappings> {
+    let mut executable = Vec::new();
+    let refused = each_mapping(text, |mapping, permissions| {
+        if permissions.execute {
+            executable.push(mapping);
         }
-        if line.last() != Some(&b'\n') && line.len() == MAPS_LINE_BYTES_MAX {
-            mappings.refused += 1;
-            skip_line(&mut text)?;
-            continue;
-        }
-        match parse_line(line.strip_suffix(b"\n").unwrap_or(&line)) {
-            Some((mapping, true)) => mappings.executable.push(mapping),
-            Some((_, false)) => {}
-            None => mappings.refused += 1,
-        }
-    }
-    mappings.refused += u64::from(!text.fill_buf()?.is_empty());
-    Ok(mappings)
-}
-
-/// Drops the rest of a line that is too long to keep.
-fn skip_line(text: &mut impl BufRead) -> io::Result<()> {
-    loop {
-        let buffer = text.fill_buf()?;
-        if buffer.is_empty() {
-            return Ok(());
-        }
-        let newline = buffer.iter().position(|byte| *byte == b'\n');
-        let used = newline.map_or(buffer.len(), |at| at + 1);
-        text.consume(used);
-        if newline.is_some() {
-            return Ok(());
-        }
-    }
-}
-
-/// One line, without its newline: `start-end perms offset major:minor inode path` (fs/proc/task_mmu.c,
-/// show_map_vma), and whether it is executable. The path is all that follows the inode and its padding.
-fn parse_line(line: &[u8]) -> Option<(Mapping, bool)> {
-    let (range, rest) = split_field(line)?;
-    let (permissions, rest) = split_field(rest)?;
-    let (offset, rest) = split_field(rest)?;
-    let (device, rest) = split_field(rest)?;
-    let (inode, rest) = split_field(rest)?;
-    let (start, end) = range.split_once('-')?;
-    let (start, end) = (hexadecimal(start)?, hexadecimal(end)?);
-    let (major, minor) = device.split_once(':')?;
-    let inode = inode.parse().ok()?;
-    let padding = rest.iter().position(|byte| *byte != b' ').unwrap_or(rest.len());
-    let shown = &rest[padding..];
-    let undeleted = shown.strip_suffix(b" (deleted)").filter(|_| inode != 0);
-    let mapping = Mapping {
-        start,
-        end,
-        file_offset: hexadecimal(offset)?,
-        device: nix::sys::stat::makedev(hexadecimal(major)?, hexadecimal(minor)?),
-        inode,
-        path: PathBuf::from(OsString::from_vec(unescape(undeleted.unwrap_or(shown)))),
-        deleted: undeleted.is_some(),
-    };
-    let executable = *permissions.as_bytes().get(2)? == b'x';
-    (start < end).then_some((mapping, executable))
-}
-
-/// The text up to the next space, and what follows that space.
-fn split_field(line: &[u8]) -> Option<(&str, &[u8])> {
-    let end = line.iter().position(|byte| *byte == b' ').unwrap_or(line.len());
-    let field = std::str::from_utf8(&line[..end])
-        .ok()
-        .filter(|field| !field.is_empty())?;
-    Some((field, line.get(end + 1..).unwrap_or_default()))
-}
-
-/// A number of hexadecimal digits alone; `from_str_radix` would take a sign too.
-fn hexadecimal(digits: &str) -> Option<u64> {
-    digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(())?;
-    u64::from_str_radix(digits, 16).ok()
-}
-
-/// Undoes the kernel's one escape in a path of `maps`: newline as `\012` (`seq_path(m, path, "\n")`). A backslash
-/// itself is not escaped, so a name that really holds `\012` reads as a newline: the path alone never decides what is
-/// opened.
-fn unescape(path: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((first, tail)) = rest.split_first() {
-        match rest.strip_prefix(br"\012") {
-            Some(after) => {
-                bytes.push(b'\n');
-                rest = after;
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    bytes
+    })?;
+    Ok(Mappings { executable, refused })
 }
 
 #[cfg(test)]

@@ -23,6 +23,12 @@ pub(crate) enum Build {
     Dev,
     /// Release, with `-C force-frame-pointers=yes`.
     FramePointers,
+    /// Release, with `-C target-feature=+crt-static`: the C library is in it. The crowd alone.
+    Static,
+    /// Release with tokio 1.38 and jemalloc. The crowd alone.
+    JemallocOldTokio,
+    /// Release with tokio 1.23 and mimalloc, without symbols. The crowd alone.
+    MimallocOldestTokio,
 }
 
 impl Build {
@@ -36,6 +42,9 @@ impl Build {
             Self::Z => "victims/target/z/examples",
             Self::Dev => "victims/target/debug/examples",
             Self::FramePointers => "frame-pointers/release/examples",
+            Self::Static => "victims/crowds/static",
+            Self::JemallocOldTokio => "victims/crowds/jemalloc-1.38",
+            Self::MimallocOldestTokio => "victims/crowds/mimalloc-1.23-stripped",
         }
     }
 }

@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod browser;
+mod census;
 mod counts;
+mod crowd;
 mod daemon;
 mod depth;
 mod descendants;
@@ -19,6 +21,7 @@ mod overload;
 mod page;
 mod restart;
 mod service;
+mod states;
 mod storm;
 mod threads;
 mod top;

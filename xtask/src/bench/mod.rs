@@ -3,6 +3,8 @@
 //! In: the subjects that were asked for. Out: a table each on standard output. One file a subject, one line each in
 //! [`Subject`] and [`run`]; nothing here measures anything itself.
 
+mod census;
+mod crowds;
 mod daemon;
 mod ending;
 mod http;
@@ -31,6 +33,10 @@ pub(crate) enum Subject {
     Ending,
     /// How often verdicts are right, and how long they take, on simulated programs
     Verdicts,
+    /// Seconds and memory of a census of a 4 GiB process with a million tasks, and how much slower that is meanwhile
+    Census,
+    /// How exact a census is, in every build of a program that knows its own tasks
+    Crowds,
 }
 
 impl Subject {
@@ -41,6 +47,8 @@ impl Subject {
             Self::Daemon => "The daemon",
             Self::Server => "A server that does more than spawning",
             Self::Ending => "The end of a run",
+            Self::Census => "A census of a large process",
+            Self::Crowds => "How exact a census is",
             Self::Verdicts => return None,
         })
     }
@@ -70,6 +78,8 @@ pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], effort: Effort) -
             Subject::Server => server::run(workspace, effort)?,
             Subject::Ending => ending::run(workspace, effort)?,
             Subject::Verdicts => verdicts::run(workspace)?,
+            Subject::Census => census::run(workspace, effort)?,
+            Subject::Crowds => crowds::run(workspace, effort)?,
         };
         println!("\n{table}");
         if let (true, Some(title)) = (effort.record, subject.title()) {

@@ -1,0 +1,148 @@
+//! The states of tasks whose headers are known.
+//!
+//! In: headers, each with the group it is counted under. Out: a tally of each group. A header that is no task's any more is
+//! skipped and counted. What seems unwakeable is believed when a later reading finds the same word of the same task.
+
+use super::{
+    census::{Tally, read_places},
+    header::{Reading, State},
+    layout::Layouts,
+    reader::{Memory, MemoryError, Piece},
+    scan::Place,
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+/// Tasks that are remembered until they are confirmed; of more, the others stay unconfirmed.
+const SUSPECTS_MAX: usize = 1 << 17;
+/// Headers that are read in one go.
+const HEADERS_AT_ONCE: usize = 4096;
+
+/// A task whose state is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Address of its header.
+    pub header: u64,
+    /// What it is counted under.
+    pub group: u64,
+}
+
+/// The tasks of one group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// By state. Finished tasks are in none of the states of living ones.
+    pub tally: Tally,
+    /// Headers that are no task's any more.
+    pub vanished: u64,
+    /// Tasks that seem unwakeable and are not confirmed yet.
+    pub unconfirmed: u64,
+}
+
+/// Tasks that seemed unwakeable, since when; at most [`SUSPECTS_MAX`] of them.
+#[derive(Clone, Debug, Default)]
+pub struct Suspects(HashMap<u64, Suspect>);
+
+#[derive(Clone, Copy, Debug)]
+struct Suspect {
+    id: u64,
+    word: u64,
+    since: Instant,
+}
+
+impl Suspects {
+    /// Notes a reading at `now`, and says whether the task is unwakeable: it has been so for as long as `confirm`.
+    pub(super) fn confirm(
+        &self,
+        next: &mut Self,
+        header: u64,
+        reading: &Reading,
+        now: Instant,
+        confirm: Duration,
+    ) -> bool {
+        let before = self.0.get(&header).copied();
+        let before = before.filter(|before| (before.id, before.word) == (reading.id, reading.word));
+        let suspect = before.unwrap_or(Suspect {
+            id: reading.id,
+            word: reading.word,
+            since: now,
+        });
+        if next.0.len() < SUSPECTS_MAX {
+            next.0.insert(header, suspect);
+        }
+        before.is_some_and(|before| now.duration_since(before.since) >= confirm)
+    }
+}
+
+/// Reads the states of `tasks`, at most one for each header. `suspects` is what the last call left.
+///
+/// # Errors
+/// See [`MemoryError`].
+pub fn read(
+    memory: &mut Memory,
+    layouts: &Layouts,
+    tasks: &[Known],
+    suspects: &mut Suspects,
+    confirm: Duration,
+) -> Result<BTreeMap<u64, Group>, MemoryError> {
+    let mut sorted = tasks.to_vec();
+    sorted.sort_unstable_by_key(|known| known.header);
+    let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
+    let mut next = Suspects::default();
+    for batch in sorted.chunks(HEADERS_AT_ONCE) {
+        let readings = read_known(memory, layouts, batch)?;
+        let now = Instant::now();
+        for (known, reading) in batch.iter().zip(readings) {
+            let group = groups.entry(known.group).or_default();
+            let Some(reading) = reading else {
+                group.vanished += 1;
+                continue;
+            };
+            let unwakeable = matches!(reading.state, State::Unwakeable { .. });
+            let confirmed = unwakeable && suspects.confirm(&mut next, known.header, &reading, now, confirm);
+            group.unconfirmed += u64::from(unwakeable && !confirmed);
+            group.tally.add(reading.state, confirmed);
+        }
+    }
+    memory.check()?;
+    *suspects = next;
+    Ok(groups)
+}
+
+/// Reads headers whose types are not known, by ascending address.
+pub(super) fn read_known(
+    memory: &mut Memory,
+    layouts: &Layouts,
+    tasks: &[Known],
+) -> Result<Vec<Option<Reading>>, MemoryError> {
+    let pieces: Vec<Piece> = tasks
+        .iter()
+        .map(|known| Piece {
+            address: known.header.saturating_add(layouts.vtable_offset),
+            len: 8,
+        })
+        .collect();
+    let mut places = Vec::with_capacity(tasks.len());
+    memory.read_pieces(&pieces, |index, bytes| {
+        let vtable = bytes
+            .and_then(|bytes| bytes.first_chunk().copied())
+            .map(u64::from_le_bytes);
+        if let Some(layout) = vtable.and_then(|vtable| layouts.index_of(vtable)) {
+            let header = tasks[index].header;
+            places.push((
+                index,
+                Place {
+                    header,
+                    layout: layout as u32,
+                },
+            ));
+        }
+    })?;
+    let (indices, places): (Vec<usize>, Vec<Place>) = places.into_iter().unzip();
+    let mut readings = vec![None; tasks.len()];
+    for (index, reading) in indices.into_iter().zip(read_places(memory, layouts, &places)?) {
+        readings[index] = reading;
+    }
+    Ok(readings)
+}
