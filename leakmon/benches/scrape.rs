@@ -132,10 +132,12 @@ async fn run() -> std::io::Result<bool> {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot())),
         heartbeat: Arc::new(Heartbeat::since(Instant::now())),
         evicted: Arc::default(),
+        pushes: Arc::default(),
     };
     let server = tokio::spawn(http::serve(
         listener,
         source.clone(),
+        Arc::new(http::Gate::open()),
         http::Limits::default(),
         pending(),
     ));

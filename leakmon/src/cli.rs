@@ -257,6 +257,9 @@ pub struct DaemonArgs {
     /// Address to serve HTTP on, instead of the configured one
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Serves an address that is reachable from elsewhere without TLS and without passwords
+    #[arg(long)]
+    pub allow_open_listen: bool,
 }
 
 /// Options of `diff`.

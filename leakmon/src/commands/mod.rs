@@ -20,7 +20,7 @@ use crate::{
     cli::{Cli, Command, ObserveArgs, UrlError},
     config::ConfigError,
     daemon::InspectionSettings,
-    export::{RenderOptions, escape::is_hostile},
+    export::{RenderOptions, escape::is_hostile, http::WebConfigError},
     kernel::{KernelError, Settings},
     memory::{layout::UnknownLayout, reader::MemoryError},
     symbols::{
@@ -77,7 +77,12 @@ impl From<anyhow::Error> for Exit {
                 || cause.is::<Unprobeable>()
         }) {
             UNPROBEABLE
-        } else if any(|cause| cause.is::<ConfigError>() || cause.is::<HideError>() || cause.is::<UrlError>()) {
+        } else if any(|cause| {
+            cause.is::<ConfigError>()
+                || cause.is::<WebConfigError>()
+                || cause.is::<HideError>()
+                || cause.is::<UrlError>()
+        }) {
             USAGE
         } else {
             FAILURE

@@ -98,6 +98,7 @@ async fn watch_processes(args: &TopArgs) -> anyhow::Result<Exit> {
         snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::initial())),
         heartbeat: Arc::new(Heartbeat::since(Instant::now())),
         evicted: Arc::default(),
+        pushes: Arc::default(),
     };
     let snapshots = Arc::clone(&source.snapshot);
     observer.publish_to(source, INTERVAL);

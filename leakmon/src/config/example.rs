@@ -12,7 +12,15 @@ use std::fmt::Write;
 const COLUMNS: usize = 100;
 
 /// Values shown for keys that have no default.
-const VALUES: [(&str, &str); 1] = [("pin", "true")];
+const VALUES: [(&str, &str); 7] = [
+    ("pin", "true"),
+    ("web_config_file", "\"/etc/leakmon/web.yml\""),
+    ("pyroscope.url", "\"http://pyroscope.example:4040\""),
+    ("pyroscope.tenant", "\"team-a\""),
+    ("pyroscope.user", "\"leakmon\""),
+    ("pyroscope.password_file", "\"/etc/leakmon/pyroscope-password\""),
+    ("pyroscope.ca_file", "\"/etc/leakmon/pyroscope-ca.pem\""),
+];
 
 const HEAD: &str = "# Configuration of `leakmon daemon`. Every key is shown with its default, commented out.
 #
@@ -29,6 +37,8 @@ pub fn text() -> Result<String, ExampleError> {
     let mut text = HEAD.to_owned();
     section(&mut text, "", &config)?;
     section(&mut text, "bounds", &config.bounds)?;
+    section(&mut text, "kubernetes", &config.kubernetes)?;
+    section(&mut text, "pyroscope", &config.pyroscope)?;
     Ok(text)
 }
 
@@ -44,7 +54,7 @@ pub enum ExampleError {
 }
 
 /// Names of the tables, which are sections of their own.
-const SECTIONS: [&str; 1] = ["bounds"];
+const SECTIONS: [&str; 3] = ["bounds", "kubernetes", "pyroscope"];
 
 fn section<T: Serialize + DocumentedFields>(text: &mut String, name: &str, value: &T) -> Result<(), ExampleError> {
     let defaults = toml::Table::try_from(value)?;
@@ -90,7 +100,7 @@ fn comment(documentation: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Bounds;
+    use super::super::{Bounds, Kubernetes, Pyroscope};
     use super::*;
 
     /// The file that the package installs and the documentation shows.
@@ -143,5 +153,7 @@ mod tests {
         }
         documented::<Config>();
         documented::<Bounds>();
+        documented::<Kubernetes>();
+        documented::<Pyroscope>();
     }
 }

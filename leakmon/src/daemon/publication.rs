@@ -172,6 +172,10 @@ impl Observer {
                 .publisher
                 .as_ref()
                 .map_or(0, |publisher| publisher.source.evicted.load(Ordering::Relaxed)),
+            profiles_pushed: self
+                .publisher
+                .as_ref()
+                .map_or_else(Vec::new, |publisher| publisher.source.pushes.by_outcome()),
             configured: self.configured,
         }
     }

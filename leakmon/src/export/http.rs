@@ -3,17 +3,23 @@
 //! In: requests, and what [`super::snapshot`] holds. Out: texts of the formats. A request never symbolises, never
 //! touches BPF, never waits for the event path; texts are made on a blocking thread, a few at a time.
 //!
-//! How many clients there may be, and how slow, is in [`connections`].
+//! How many clients there may be, and how slow, is in [`connections`]; who may ask, and whether connections are encrypted, in [`gate`].
 
+mod access;
 mod connections;
+mod gate;
+mod web_config;
 
 pub use connections::Limits;
+pub use gate::Gate;
+pub use web_config::WebConfigError;
 
 use super::Format;
 use super::escape;
 use super::filter::{Filter, KINDS};
 use super::metrics;
 use super::page;
+use super::pyroscope::Pushes;
 use super::snapshot::{Heartbeat, Snapshot};
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -54,6 +60,8 @@ pub struct Source {
     pub heartbeat: Arc<Heartbeat>,
     /// Connections that had to make room for others, counted by the server.
     pub evicted: Arc<AtomicU64>,
+    /// Profiles pushed, counted by who pushes.
+    pub pushes: Arc<Pushes>,
 }
 
 #[derive(Debug)]
@@ -76,12 +84,28 @@ type Parameters = Result<Query<Vec<(String, String)>>, QueryRejection>;
 pub async fn serve(
     listener: TcpListener,
     source: Source,
+    gate: Arc<Gate>,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let evicted = Arc::clone(&source.evicted);
-    let service = TowerToHyperService::new(router(source));
-    connections::serve(listener, service, limits, &evicted, shutdown).await
+    let pages = router(source).layer(axum::middleware::from_fn_with_state(Arc::clone(&gate), gate::authorise));
+    let server = connections::Server {
+        service: TowerToHyperService::new(pages),
+        gate: Arc::clone(&gate),
+        limits,
+    };
+    let look = async {
+        let mut look = tokio::time::interval(gate::LOOK_INTERVAL);
+        loop {
+            look.tick().await;
+            gate.reload_if_changed();
+        }
+    };
+    tokio::select! {
+        served = connections::serve(listener, server, &evicted, shutdown) => served,
+        never = look => never,
+    }
 }
 
 fn router(source: Source) -> Router {

@@ -270,11 +270,12 @@ fn own_counters(text: &mut String, table: &SeriesTable, loss: &LossReport, own: 
             counter,
             one(table.refused_processes),
         ),
+        ("leakmon_http_evicted_total", EVICTED, counter, one(own.http_evicted)),
         (
-            "leakmon_http_evicted_total",
-            "HTTP connections that had to make room for others.",
+            "leakmon_profiles_pushed_total",
+            PUSHED,
             counter,
-            one(own.http_evicted),
+            by(counter, "outcome", own.profiles_pushed.iter().copied()),
         ),
     ] {
         encode(text, name, help, kind, samples)?;
@@ -294,6 +295,8 @@ const NOT_REPEATED: &str = "Analyses that were not tried, since the same one had
 const UNMATCHED: &str = "Ends of tasks whose birth was not counted, such as those older than the attach.";
 const REPLACED: &str = "Tasks freed without completing, noticed when their memory was used again.";
 const REFUSED: &str = "Processes that got no series because too many others had them.";
+const EVICTED: &str = "HTTP connections that had to make room for others.";
+const PUSHED: &str = "Profiles pushed to a Pyroscope server, by outcome.";
 const SITES: &str = "Probe sites attached: the kernel emulates cheap ones and single-steps slow ones.";
 
 /// A sample for each value of a label.

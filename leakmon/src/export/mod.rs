@@ -18,6 +18,8 @@
 //! | `series`, `metrics` | the bounded choice of time series, and Prometheus text |
 //! | `snapshot`, `http` | what a request may read, and the routes |
 //! | `top` | the live view on a terminal |
+//! | `pyroscope` | profiles pushed to a server |
+//! | `pods` | names of pods and containers, asked of Kubernetes |
 //! | `page` | the page at `/`: plain files |
 //! | `escape`, `shorten`, `age`, `filter` | what formats share: harmless and fitting names, durations, `?pid=`, `?kind=` |
 //!
@@ -34,7 +36,9 @@ pub mod json;
 pub mod metrics;
 pub mod page;
 pub mod plan;
+pub mod pods;
 pub mod pprof;
+pub mod pyroscope;
 pub mod report;
 pub mod series;
 pub(crate) mod shorten;

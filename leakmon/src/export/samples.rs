@@ -37,6 +37,7 @@ pub(crate) fn own() -> SelfMetrics {
         census_seconds: 0.015,
         census_bytes_read: 7 << 20,
         http_evicted: 2,
+        profiles_pushed: vec![("taken", 4), ("failed", 1)],
         configured: Configured {
             successful: true,
             at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),

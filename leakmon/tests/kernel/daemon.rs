@@ -50,6 +50,10 @@ impl Daemon {
         }
     }
 
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
     pub(super) fn tgid(&self) -> u32 {
         self.child.id()
     }

@@ -19,6 +19,7 @@ mod observer;
 mod outputs;
 mod overload;
 mod page;
+mod prometheus;
 mod restart;
 mod service;
 mod states;

@@ -174,6 +174,7 @@ fn serve(report: &serde_json::Value) -> SocketAddr {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
         heartbeat: Arc::new(Heartbeat::since(Instant::now())),
         evicted: Arc::default(),
+        pushes: Default::default(),
     };
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -185,7 +186,8 @@ fn serve(report: &serde_json::Value) -> SocketAddr {
             .unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            http::serve(listener, source, Default::default(), std::future::pending()).await
+            let gate = std::sync::Arc::new(http::Gate::open());
+            http::serve(listener, source, gate, Default::default(), std::future::pending()).await
         })
     });
     address

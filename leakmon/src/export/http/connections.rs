@@ -4,6 +4,7 @@
 //! so long for a connection as a whole. Where the bound is reached, a new connection takes the place of the one whose last request is longest
 //! ago: slow clients, however many, can only push out each other, and a client that asks and reads gets its reply. It knows no page.
 
+use super::gate::Gate;
 use axum::Router;
 use hyper::{
     server::conn::http1,
@@ -25,10 +26,12 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, watch},
     task::JoinSet,
 };
+use tokio_rustls::TlsAcceptor;
 
 /// Bytes buffered for a connection; bounds a request's head, too (431 beyond it).
 pub(super) const BUFFER_BYTES_MAX: usize = 64 * 1024;
@@ -58,6 +61,14 @@ impl Default for Limits {
             drain: Duration::from_secs(5),
         }
     }
+}
+
+/// What answers, and within which bounds.
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) service: TowerToHyperService<Router>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) limits: Limits,
 }
 
 /// One client.
@@ -93,8 +104,7 @@ impl Peer {
 /// The listener is unusable (`EBADF`, `EINVAL`, `ENOTSOCK`); failures of single connections are no errors.
 pub(super) async fn serve(
     listener: TcpListener,
-    service: TowerToHyperService<Router>,
-    limits: Limits,
+    server: Server,
     evicted: &AtomicU64,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
@@ -113,7 +123,7 @@ pub(super) async fn serve(
         while let Some(ended) = connections.try_join_next() {
             forget(&mut peers, &ended);
         }
-        while peers.len() >= limits.connections {
+        while peers.len() >= server.limits.connections {
             if let Some(idle) = peers.values().min_by_key(|peer| peer.asked_ns.load(Ordering::Relaxed)) {
                 idle.evicted.notify_one();
                 evicted.fetch_add(1, Ordering::Relaxed);
@@ -126,7 +136,7 @@ pub(super) async fn serve(
         }
         let peer = Arc::new(Peer::new(origin));
         peers.insert(number, Arc::clone(&peer));
-        let served = connection(stream, service.clone(), limits, stopped.clone(), peer);
+        let served = accepted_connection(stream, server.clone(), stopped.clone(), peer);
         connections.spawn(async move {
             served.await;
             number
@@ -166,15 +176,30 @@ async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    service: TowerToHyperService<Router>,
-    limits: Limits,
-    mut stopped: watch::Receiver<()>,
-    peer: Arc<Peer>,
-) {
+/// A connection from its first byte: encrypted where the gate says so.
+async fn accepted_connection(stream: TcpStream, server: Server, mut stopped: watch::Receiver<()>, peer: Arc<Peer>) {
     // Without it a reply may wait for the client's delayed acknowledgement; nothing is lost if it can't be set.
     let _ = stream.set_nodelay(true);
+    let Some(tls) = server.gate.tls() else {
+        return connection(stream, server, stopped, peer).await;
+    };
+    let handshake = tokio::time::timeout(server.limits.head, TlsAcceptor::from(tls).accept(stream));
+    let encrypted = tokio::select! {
+        encrypted = handshake => encrypted,
+        () = peer.evicted.notified() => return,
+        _ = stopped.changed() => return,
+    };
+    // A client that speaks no TLS, or has no certificate where one is asked for, is told so by the handshake itself.
+    if let Ok(Ok(encrypted)) = encrypted {
+        connection(encrypted, server, stopped, peer).await;
+    }
+}
+
+async fn connection<S>(stream: S, server: Server, mut stopped: watch::Receiver<()>, peer: Arc<Peer>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Server { service, limits, .. } = server;
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())

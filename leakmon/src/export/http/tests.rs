@@ -35,12 +35,19 @@ async fn start(snapshot: Snapshot, origin: Instant, limits: Limits) -> Server {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
         heartbeat: Arc::new(Heartbeat::since(origin)),
         evicted: Arc::default(),
+        pushes: Arc::default(),
     };
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async move {
         let _ = stopped.await;
     };
-    let served = tokio::spawn(serve(listener, source.clone(), limits, shutdown));
+    let served = tokio::spawn(serve(
+        listener,
+        source.clone(),
+        Arc::new(Gate::open()),
+        limits,
+        shutdown,
+    ));
     Server {
         address,
         source,
