@@ -26,7 +26,7 @@ const SPECIAL: [(Variant, &[&str]); 11] = [
     (Variant::Mimalloc, &["1.54.1", "1.20.6"]),
 ];
 /// Linked with the version itself in [`Variant::TwoVersions`].
-pub(super) const SECOND: &str = "1.20.6";
+pub(super) const SECOND: &str = "1.22.0";
 
 /// A cargo profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
