@@ -1,7 +1,7 @@
 //! Two reports compared: what grew, what is fixed.
 //!
 //! In: two reports, the older first, often of two builds or two runs of a program. Out: a [`Comparison`], which
-//! [`table`], [`json`] and [`svg`] show. It reads no file.
+//! `table`, `json` and `svg` show. It reads no file.
 //!
 //! A callsite of one report is found again in the other by its process, kind, task type and function: ids and lines change
 //! with each build. A program's own crate is written `crate`, and processes whose names are in one report only count as

@@ -3,7 +3,7 @@
 //! In: requests, and what [`super::snapshot`] holds. Out: texts of the formats. A request never symbolises, never
 //! touches BPF, never waits for the event path; texts are made on a blocking thread, a few at a time.
 //!
-//! How many clients there may be, and how slow, is in [`connections`]; who may ask, and whether connections are encrypted, in [`gate`].
+//! How many clients there may be, and how slow, is in `connections`; who may ask, and whether connections are encrypted, in `gate`.
 
 mod access;
 mod connections;

@@ -3,12 +3,12 @@
 //! In: an open [`Memory`] and the layouts of its image. Out: a [`Census`]. It needs no probe and no symbol, and nothing of what
 //! was born before: a task is found by its vtable's address in its header.
 //!
-//! 1. The resident pages of the writable private mappings are scanned for vtables ([`super::scan`]).
+//! 1. The resident pages of the writable private mappings are scanned for vtables (`scan`).
 //! 2. Every place found is read, and after a moment read again; the second reading counts. So a task that ends meanwhile is
 //!    not counted, and one that begins where another was is. Freed tasks are told by their state word: the last reference has
 //!    gone, or the allocator has written over it.
 //! 3. What could be the copy of a new task on a stack is left out, and what seems to be alone in its runtime's list and is not: so
-//!    does a freed task look whose memory was used again ([`super::lists`]). Since tokio 1.40 the tag of its stage tells too.
+//!    does a freed task look whose memory was used again (`lists`). Since tokio 1.40 the tag of its stage tells too.
 //!
 //! Time, bytes and places are bounded; what was not read is told by [`Census::share`].
 

@@ -40,7 +40,7 @@ pub struct Group {
     pub unconfirmed: u64,
 }
 
-/// Tasks that seemed unwakeable, since when; at most [`SUSPECTS_MAX`] of them.
+/// Tasks that seemed unwakeable, since when; at most `SUSPECTS_MAX` of them.
 #[derive(Clone, Debug, Default)]
 pub struct Suspects(HashMap<u64, Suspect>);
 

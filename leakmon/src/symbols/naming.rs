@@ -1,6 +1,6 @@
 //! What a child does to name an address of one image: blazesym, within bounds.
 //!
-//! In: an image's open file, and its debug file's. Out: [`Named`] frames, or that this image can't be named this way. The files
+//! In: an image's open file, and its debug file's. Out: `Named` frames, or that this image can't be named this way. The files
 //! are opened again and mapped by blazesym before the child is confined, by the paths of their descriptors; nothing in
 //! them is read before.
 //!
