@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the static leakmon, BPF programs inside, and lays out the image's files: `build.sh TREE`. Run in the source's root.
 set -eu
-tree=${1:?the folder of the image's files}
+tree=${1:?give the folder for the files of the image}
 target=x86_64-unknown-linux-gnu
 
 cargo xtask setup --build

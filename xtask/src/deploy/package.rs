@@ -16,7 +16,7 @@ const TRIAL: &str = r#"
 set -eu
 root=$1
 list() { find "$root" -xdev \( -path "$root/proc" -o -path "$root/sys" -o -path "$root/var/lib/dpkg" -o -path "$root/var/cache" \
-    -o -path "$root/var/log" -o -name leakmon.deb \) -prune -o -print | sort; }
+    -o -path "$root/var/log" -o -path "$root/run" -o -name leakmon.deb \) -prune -o -print | sort; }
 mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 list >"$2/before"
@@ -27,7 +27,8 @@ chroot "$root" leakmon --version
 MANPAGER=cat chroot "$root" man leakmon | head -4
 chroot "$root" man -w leakmon-daemon leakmon-doctor
 chroot "$root" bash -c 'source /usr/share/bash-completion/completions/leakmon && complete -p leakmon'
-chroot "$root" systemd-analyze verify /lib/systemd/system/leakmon.service
+chroot "$root" systemd-analyze verify /usr/lib/systemd/system/leakmon.service
+chroot "$root" systemctl enable leakmon
 chroot "$root" dpkg --remove leakmon
 list >"$2/removed"
 chroot "$root" dpkg --purge leakmon
