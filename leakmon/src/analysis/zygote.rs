@@ -45,7 +45,11 @@ pub fn serve(jobs: &[&Job]) -> io::Result<()> {
     let mut children = BTreeSet::new();
     let mut packet = message::packet();
     loop {
-        let (len, files) = message::receive_into(control.as_fd(), &mut packet)?;
+        let (len, files) = match message::receive_into(control.as_fd(), &mut packet) {
+            // The daemon has gone with a report unread (unix(7)).
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
+            received => received?,
+        };
         let Some(order) = packet.get(..len).filter(|order| !order.is_empty()) else {
             break;
         };
