@@ -184,7 +184,11 @@ fn usage_errors_are_not_probing_errors() {
         USAGE,
         &["/nonexistent.toml", "--config"],
     );
-    refuses(&["attach", "-p", "1", "--hide", "*"], USAGE, &["hide"]);
+    refuses(
+        &["attach", "-p", "1", "--hide", "*"],
+        USAGE,
+        &["pattern", "name a crate"],
+    );
     let folder = tempfile::tempdir().unwrap();
     let config = written(folder.path(), "bad.toml", b"pids = [1]\ncolour = 1\n");
     refuses(
