@@ -232,12 +232,7 @@ mod tests {
         }
         assert!(child.wait().unwrap().success());
 
-        // The test's own program has more debug information than is read of a target.
-        let limits = Limits {
-            debug_bytes: 512 << 20,
-            ..Limits::default()
-        };
-        let (service, mut answers) = SymbolService::start(1, limits, Analyst::in_this_process()).unwrap();
+        let (service, mut answers) = SymbolService::start(1, Limits::default(), Analyst::in_this_process()).unwrap();
         let place = space.place(address, &mut images);
         service
             .submit(Request {

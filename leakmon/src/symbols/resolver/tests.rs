@@ -11,16 +11,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The test's own program has more debug information than is read of a target.
-fn limits() -> Limits {
-    Limits {
-        debug_bytes: 512 << 20,
-        ..Limits::default()
-    }
-}
-
 fn resolver() -> Resolver {
-    Resolver::new(limits(), Analyst::in_this_process())
+    Resolver::new(Limits::default(), Analyst::in_this_process())
 }
 
 /// The place of an address of this test, with `file` in the place of its own image.
@@ -208,7 +200,7 @@ fn too_much_debug_information_leaves_the_symbol_table() {
     for (limit, lines) in [(image.debug_bytes, true), (image.debug_bytes - 1, false)] {
         let limits = Limits {
             debug_bytes: limit,
-            ..limits()
+            ..Limits::default()
         };
         let mut resolver = Resolver::new(limits, Analyst::in_this_process());
         let frame = resolver.resolve(&exact(place.clone())).pop().unwrap();
@@ -238,7 +230,7 @@ fn compressed_debug_information_is_measured_unpacked() {
     // However much this test program has by now.
     let limits = Limits {
         debug_bytes: u64::MAX / 2,
-        ..limits()
+        ..Limits::default()
     };
     let frame = Resolver::new(limits, Analyst::in_this_process())
         .resolve(&exact(place.clone()))
@@ -261,7 +253,7 @@ fn the_cache_answers_and_is_bounded() {
     let mut resolver = Resolver::new(
         Limits {
             cache_entries: 4,
-            ..limits()
+            ..Limits::default()
         },
         Analyst::in_this_process(),
     );
@@ -278,7 +270,7 @@ fn the_cache_answers_and_is_bounded() {
     let mut resolver = Resolver::new(
         Limits {
             cache_bytes: 2 * weight(&first),
-            ..limits()
+            ..Limits::default()
         },
         Analyst::in_this_process(),
     );
