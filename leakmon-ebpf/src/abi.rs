@@ -8,7 +8,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Changes whenever a layout below changes; pinned maps of another version are discarded.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Most frames of a stack. 127 is what the kernel's own stack helpers keep (`PERF_MAX_STACK_DEPTH`).
 pub const FRAMES_MAX: usize = 127;
@@ -31,8 +31,7 @@ pub const REPORT_INTERVAL_NS: u64 = 100_000_000;
 
 /// Hits of a target are counted over this time and compared with the bound on its rate.
 pub const RATE_WINDOW_NS: u64 = 1_000_000_000;
-/// Hits that a target may have in a second, unless configured otherwise. A hit costs 0.7 µs or more, so beyond this leakmon
-/// alone keeps most of a processor busy.
+/// Hits that a target may have in a second, unless configured otherwise: at 0.7 µs or more each they keep a processor busy.
 pub const HITS_PER_SECOND_MAX: u64 = 1_000_000;
 /// How long a target that had more hits is paused, unless configured otherwise.
 pub const PAUSE_NS: u64 = 10_000_000_000;
@@ -391,6 +390,8 @@ layout! {
         pub paused_until_ns: u64,
         /// 1 where the process was seen at its entry point: no task of it is older than what is counted.
         pub whole: u64,
+        /// 1 where the process is not wanted: its hits count nothing until it calls exec or ends.
+        pub excluded: u64,
     }
 }
 
@@ -406,6 +407,7 @@ impl TargetEntry {
             hits: 0,
             paused_until_ns: 0,
             whole: 0,
+            excluded: 0,
         }
     }
 }

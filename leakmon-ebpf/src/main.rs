@@ -97,6 +97,12 @@ mod programs {
         crate::thread::found(&ctx)
     }
 
+    /// Run by user space, attached to nothing: a target is not wanted.
+    #[raw_tracepoint]
+    pub fn exclude_target(ctx: RawTracePointContext) -> i32 {
+        crate::target::exclude(&ctx)
+    }
+
     /// Run by user space, attached to nothing: finds the oldest task of every stack and drops the tasks of dead targets.
     #[raw_tracepoint]
     pub fn sweep_live(ctx: RawTracePointContext) -> i32 {

@@ -1,7 +1,7 @@
 //! Life and death of processes: fork, exec, exit.
 //!
 //! In: the kernel's tracepoints. Out: entries of `TARGETS` and `WATCHED`, and an event each. Only processes that are
-//! watched, or were hit, are looked at.
+//! watched, or were hit, are looked at, and the number of each new one.
 
 use crate::{
     emit,
@@ -21,15 +21,27 @@ const SIGSTOP: u32 = 19;
 /// `CLONE_THREAD` (`include/uapi/linux/sched.h`): the new task is a thread of the same process.
 const CLONE_THREAD: u64 = 0x0001_0000;
 
-/// A target has a new thread, or a followed process a child, which is watched too.
+/// A target has a new thread, or there is a new process, which is watched too where it is a followed one's child.
 #[inline(always)]
 pub fn fork(ctx: &RawTracePointContext) -> i32 {
     let tgid = target::tgid();
     if ctx.arg::<u64>(1) & CLONE_THREAD != 0 {
-        if let Some(current) = target::known(tgid) {
+        if let Some(current) = target::known(tgid)
+            && !current.is_excluded()
+        {
             thread::started(ctx, current);
         }
         return 0;
+    }
+    let task: u64 = ctx.arg(0);
+    let Ok(child) = (unsafe { bpf_probe_read_kernel((task + task_tgid_offset()) as *const u32) }) else {
+        return 0;
+    };
+    // User space may have made a process a target that was just ending, when nobody could take it out again. Whoever has its number
+    // now is another.
+    if target::known(child).is_some() {
+        let _stale = TARGETS.remove(child);
+        let _stale = MAPPINGS.remove(child);
     }
     let Some(flags) = WATCHED.get_ptr(tgid) else {
         return 0;
@@ -38,10 +50,6 @@ pub fn fork(ctx: &RawTracePointContext) -> i32 {
     if flags & FOLLOW == 0 {
         return 0;
     }
-    let task: u64 = ctx.arg(0);
-    let Ok(child) = (unsafe { bpf_probe_read_kernel((task + task_tgid_offset()) as *const u32) }) else {
-        return 0;
-    };
     let held = if flags & HOLD_CHILDREN != 0 { HOLD } else { 0 };
     if WATCHED.insert(child, FOLLOW | held | flags & HOLD_EXEC, 0).is_err() {
         emit::lose(Loss::WatchedFull);

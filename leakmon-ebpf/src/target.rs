@@ -7,7 +7,7 @@ use crate::{
     atomic, emit,
     maps::{TARGETS, TOTALS, WATCHED, hits_per_second_max, pause_ns},
 };
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid, programs::RawTracePointContext};
 use leakmon_ebpf::abi::{Cookie, Loss, RATE_WINDOW_NS, REPORT_INTERVAL_NS, RecordKind, TargetEntry, TargetId, Totals};
 
 /// The current process, which is a target.
@@ -17,6 +17,14 @@ pub struct Current {
     /// [`TargetId`].
     pub target: u64,
     pub entry: *mut TargetEntry,
+}
+
+impl Current {
+    /// Whether user space does not want it.
+    #[inline(always)]
+    pub fn is_excluded(self) -> bool {
+        unsafe { (*self.entry).excluded != 0 }
+    }
 }
 
 /// The current process's number.
@@ -30,7 +38,7 @@ pub fn tgid() -> u32 {
 pub fn current(cookie: Cookie, now_ns: u64) -> Option<Current> {
     let tgid = tgid();
     if let Some(known) = known(tgid) {
-        return Some(known);
+        return (!known.is_excluded()).then_some(known);
     }
     if !cookie.is_for_every_process() && WATCHED.get_ptr(tgid).is_none() {
         return None;
@@ -92,6 +100,20 @@ pub fn pay(current: Current, now_ns: u64) -> bool {
         emit::emit(RecordKind::Paused, now_ns, current.target, 0, until_ns, 0);
     }
     true
+}
+
+/// User space does not want a target. The argument is its [`TargetId`]; an entry that has become another target's is left alone.
+#[inline(always)]
+pub fn exclude(ctx: &RawTracePointContext) -> i32 {
+    let target: u64 = ctx.arg(0);
+    if let Some(entry) = TARGETS.get_ptr_mut(TargetId(target).tgid()) {
+        unsafe {
+            if (*entry).target == target {
+                (*entry).excluded = 1;
+            }
+        }
+    }
+    0
 }
 
 /// Asks user space to look at the current target's mappings, unless it was asked just now.

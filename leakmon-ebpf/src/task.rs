@@ -19,6 +19,9 @@ use leakmon_ebpf::abi::{
     Cookie, CountKey, CountValue, LiveKey, LiveValue, Loss, PROOFS_PER_STACK, REPORT_INTERVAL_NS, RecordKind, Role,
 };
 
+/// What the kernel says of a key that is there already (`include/uapi/asm-generic/errno-base.h`).
+const EEXIST: i32 = 17;
+
 /// A hit that counts.
 struct Hit {
     cookie: Cookie,
@@ -94,14 +97,35 @@ pub fn end(ctx: &ProbeContext) -> u32 {
     0
 }
 
-/// Puts a task or thread into `LIVE` and counts its birth.
+/// Puts a task into `LIVE` and counts its birth.
 #[inline(always)]
-pub fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
+fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     let value = LiveValue { stack, born_ns: now_ns };
     if LIVE.insert(key, value, u64::from(BPF_NOEXIST)).is_err() && !replace(key, value, now_ns) {
         target::count_untracked(key.target, Loss::LiveFull);
         return;
     }
+    count_tracked(key, stack, cookie, now_ns);
+}
+
+/// Puts a thread into `LIVE` and counts its start. One that is there already is this very thread: its number is used again only after
+/// its end was seen. A tracepoint and user space may tell of it at the same moment, and the first one counts.
+#[inline(always)]
+pub fn track_thread(key: LiveKey, stack: u64, started_ns: u64) {
+    let value = LiveValue {
+        stack,
+        born_ns: started_ns,
+    };
+    match LIVE.insert(key, value, u64::from(BPF_NOEXIST)) {
+        Ok(()) => count_tracked(key, stack, Cookie::THREAD, started_ns),
+        Err(error) if error == -EEXIST => {}
+        Err(_) => target::count_untracked(key.target, Loss::LiveFull),
+    }
+}
+
+/// Counts the birth of what has just been put into `LIVE`.
+#[inline(always)]
+fn count_tracked(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     let count_key = CountKey {
         target: key.target,
         stack,
@@ -114,12 +138,6 @@ pub fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     if trace() != 0 {
         emit::emit(RecordKind::Birth, now_ns, key.target, stack, key.header, 0);
     }
-}
-
-/// Whether a task or thread is in `LIVE`.
-#[inline(always)]
-pub fn is_tracked(key: LiveKey) -> bool {
-    LIVE.get_ptr(key).is_some()
 }
 
 /// Takes a task or thread out of `LIVE` and counts its end. False where it was not there.

@@ -47,7 +47,7 @@ pub fn started(ctx: &RawTracePointContext, current: Current) {
     };
     let stack = unwind::stack(registers, Cookie::THREAD, current, now_ns);
     let key = LiveKey::thread(current.target, tid);
-    task::track(key, stack, Cookie::THREAD, now_ns);
+    task::track_thread(key, stack, now_ns);
 }
 
 /// A thread of a target ends by itself. One that goes with its whole process was alive when that ended, as its tasks were.
@@ -65,7 +65,7 @@ pub fn ended(task: u64, signal: u64, target: u64) {
 #[inline(always)]
 pub fn begin_with_first(current: Current, now_ns: u64) {
     let key = LiveKey::thread(current.target, current.tgid);
-    task::track(key, EARLIER_THREADS, Cookie::THREAD, now_ns);
+    task::track_thread(key, EARLIER_THREADS, now_ns);
 }
 
 /// User space found a thread in `/proc` (`found` 1), or found that one has gone (0). Arguments: target, tid, when it was
@@ -80,8 +80,8 @@ pub fn found(ctx: &RawTracePointContext) -> i32 {
     }
     if found == 0 {
         let _not_known = task::untrack(key, unsafe { bpf_ktime_get_ns() });
-    } else if !task::is_tracked(key) {
-        task::track(key, EARLIER_THREADS, Cookie::THREAD, born_ns);
+    } else {
+        task::track_thread(key, EARLIER_THREADS, born_ns);
     }
     0
 }

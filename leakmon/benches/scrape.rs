@@ -48,6 +48,8 @@ fn report() -> Report {
             thread: None,
             exited: false,
             census: None,
+            container: None,
+            pod_uid: None,
         };
         report
             .callsites

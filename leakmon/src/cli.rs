@@ -3,6 +3,7 @@
 //! In: arguments. Out: one of the commands, with its options as written; what they mean together is checked where they
 //! are used. The names are a contract (see the README).
 
+use crate::targets::rules::Rule;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -43,11 +44,14 @@ Without -o the report goes to stderr when the command has ended; its own input a
   leakmon attach -p 4711
   leakmon attach -p 4711 -p 4712 --duration 60s --format folded -o stacks.txt
   leakmon attach --exe /usr/bin/app --duration 1m
+  leakmon attach --all --include 'cgroup=*/kubepods*' --duration 1m
 
 Ctrl-C ends the observation and prints the report. Only tasks that are born meanwhile are counted.")]
     Attach(AttachArgs),
-    /// Watches executables and processes, and serves HTTP
+    /// Watches this host, or executables and processes, and serves HTTP
     #[command(after_help = "Examples:
+  leakmon daemon
+  leakmon daemon --include 'exe=/opt/*' --exclude user=root
   leakmon daemon --exe /usr/bin/app
   leakmon daemon --config /etc/leakmon/leakmon.toml
   curl http://127.0.0.1:5325/metrics
@@ -192,11 +196,17 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 pub struct AttachArgs {
     /// A process to watch; repeatable
-    #[arg(short, long = "pid", value_name = "PID", required_unless_present = "exe")]
+    #[arg(short, long = "pid", value_name = "PID", required_unless_present_any = ["exe", "all"])]
     pub pid: Vec<u32>,
     /// An executable whose processes are watched, those that start later too; repeatable
     #[arg(long, value_name = "PATH")]
     pub exe: Vec<PathBuf>,
+    /// All processes of this host that run a known runtime, those that start later too
+    #[arg(long)]
+    pub all: bool,
+    /// Which of them.
+    #[command(flatten)]
+    pub rules: RuleArgs,
     /// Common options.
     #[command(flatten)]
     pub observe: ObserveArgs,
@@ -230,6 +240,18 @@ pub struct TopArgs {
 #[error("`{0}` is no address of a daemon: give --connect http://HOST:PORT")]
 pub struct UrlError(pub String);
 
+/// Which processes are wanted.
+#[derive(Debug, Args)]
+pub struct RuleArgs {
+    /// Of the processes that are found, only those that match: KEY=PATTERN, more keys after commas, all must match; the keys are exe,
+    /// command, cgroup (`*` stands for any characters, `?` for one) and user; repeatable, one must match
+    #[arg(long, value_name = "RULE")]
+    pub include: Vec<Rule>,
+    /// No processes that match, such as `user=root` or `cgroup=*/kubepods*`; repeatable
+    #[arg(long, value_name = "RULE")]
+    pub exclude: Vec<Rule>,
+}
+
 /// Options of `daemon`.
 #[derive(Debug, Args)]
 pub struct DaemonArgs {
@@ -254,6 +276,9 @@ pub struct DaemonArgs {
     /// Removes what an ended daemon has kept, and ends
     #[arg(long, conflicts_with_all = ["pin", "no_pin"])]
     pub cleanup: bool,
+    /// Which processes, added to the configured rules.
+    #[command(flatten)]
+    pub rules: RuleArgs,
     /// Address to serve HTTP on, instead of the configured one
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
@@ -347,6 +372,9 @@ mod tests {
             "leakmon run --duration 10s --format json -o r.json -- app",
             "leakmon attach -p 1 -p 2",
             "leakmon attach --exe /usr/bin/app --duration 1m --format folded",
+            "leakmon daemon",
+            "leakmon daemon --include exe=/opt/*,user=www-data --exclude command=*--worker*",
+            "leakmon attach --all --exclude user=root",
             "leakmon daemon --config /etc/leakmon/leakmon.toml",
             "leakmon daemon --exe /usr/bin/app --listen 127.0.0.1:0",
             "leakmon run --fail-on-leak -- cargo test",
@@ -381,6 +409,8 @@ mod tests {
             "leakmon attach -p 1 --format xml",
             "leakmon daemon --listen nowhere",
             "leakmon daemon --pin --no-pin",
+            "leakmon daemon --include /opt/*",
+            "leakmon attach --include exe=/opt/*",
             "leakmon probes",
             "leakmon diff old.json",
             "leakmon diff --format folded old.json new.json",

@@ -14,6 +14,7 @@ use crate::{
     cli::DaemonArgs,
     daemon::InspectionSettings,
     kernel::{Settings, pins::DIRECTORY},
+    targets::rules::{RULES_MAX, Rule, RuleError},
 };
 use documented::DocumentedFields;
 use leakmon_ebpf::abi::{
@@ -56,6 +57,15 @@ pub struct Config {
     pub exes: Vec<PathBuf>,
     /// Numbers of processes that are watched.
     pub pids: Vec<u32>,
+    /// Which processes are wanted, where neither executables nor processes are named, or beside those: every process of this host that
+    /// runs a known runtime and that one of these rules matches; no rule means all. A rule is a table of patterns, all of which
+    /// must match: `exe` (path of the executable, as the process sees it), `command` (its command line), `cgroup` (its path), in which `*`
+    /// stands for any characters and `?` for one, and `user` (name or number). Such as: include = [{ exe = "/opt/*", user =
+    /// "www-data" }]. A process is judged when it is first seen, and again when it calls exec. Read at the start only.
+    pub include: Vec<Rule>,
+    /// Which processes are not wanted after all: rules like those of `include`, but processes named in `pids` are always
+    /// watched. Read at the start only.
+    pub exclude: Vec<Rule>,
     /// How often the kernel's counters are read and a new snapshot is served: 100ms to 1h.
     #[serde(with = "interval")]
     pub interval: Duration,
@@ -113,6 +123,8 @@ impl Default for Config {
             allow_open_listen: false,
             exes: Vec::new(),
             pids: Vec::new(),
+            include: Vec::new(),
+            exclude: Vec::new(),
             interval: Duration::from_secs(1),
             hide: Vec::new(),
             allow: Vec::new(),
@@ -169,9 +181,14 @@ pub enum ConfigError {
         /// What it must be.
         problem: &'static str,
     },
-    /// There is nothing to do.
-    #[error("nothing to watch: name an executable with --exe or a process with -p, or in the configuration file")]
-    NothingToWatch,
+    /// A rule makes no sense.
+    #[error("`{key}`: {source}")]
+    Rule {
+        /// `include` or `exclude`.
+        key: &'static str,
+        /// Why.
+        source: RuleError,
+    },
 }
 
 impl Config {
@@ -195,6 +212,8 @@ impl Config {
         };
         config.exes.extend(args.exe.iter().cloned());
         config.pids.extend(&args.pid);
+        config.include.extend(args.rules.include.iter().cloned());
+        config.exclude.extend(args.rules.exclude.iter().cloned());
         config.listen = args.listen.unwrap_or(config.listen);
         config.pin = match (args.pin, args.no_pin) {
             (true, _) => Some(true),
@@ -223,8 +242,11 @@ impl Config {
                 Err(ConfigError::Value { key, problem })
             }
         };
-        if self.exes.is_empty() && self.pids.is_empty() {
-            return Err(ConfigError::NothingToWatch);
+        for (key, rules) in [("include", &self.include), ("exclude", &self.exclude)] {
+            require(rules.len() <= RULES_MAX, key, "may have 256 rules at most")?;
+            for rule in rules {
+                rule.check().map_err(|source| ConfigError::Rule { key, source })?;
+            }
         }
         let watched = self.exes.len().saturating_add(self.pids.len());
         require(
@@ -255,6 +277,8 @@ impl Config {
             ("listen", self.listen != other.listen),
             ("web_config_file", self.web_config_file != other.web_config_file),
             ("allow_open_listen", self.allow_open_listen != other.allow_open_listen),
+            ("include", self.include != other.include),
+            ("exclude", self.exclude != other.exclude),
             ("hide", self.hide != other.hide),
             ("stacks", self.stacks != other.stacks),
             ("pin", self.pin != other.pin),
@@ -275,6 +299,12 @@ impl Config {
             census: self.census,
             confirm: self.confirm_interval,
         }
+    }
+
+    /// Whether the host is searched for processes.
+    #[must_use]
+    pub fn searches(&self) -> bool {
+        !self.include.is_empty() || (self.exes.is_empty() && self.pids.is_empty())
     }
 
     /// What the BPF programs are loaded with.
@@ -383,7 +413,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (text, expected) in [
-            ("", "nothing to watch"),
+            ("exclude = [{}]", "`exclude`: a rule needs"),
+            ("include = [{ path = \"/x\" }]", "path"),
+            ("include = [{ exe = \"\" }]", "`exe`"),
             ("pids = [1]\nlisten = \"nowhere\"", "listen"),
             ("pids = [1]\ncolour = 1", "colour"),
             ("pids = [1]\ninterval = \"1ms\"", "interval"),
@@ -426,6 +458,22 @@ mod tests {
         }
         assert!(read_bounded(Path::new("/dev/zero")).is_err());
         assert!(read_bounded(folder.path()).is_err());
+    }
+
+    #[test]
+    fn the_host_is_searched_where_nothing_is_named_or_rules_say_so() {
+        for (text, searches) in [
+            ("", true),
+            ("exclude = [{ user = \"root\" }]", true),
+            ("pids = [1]", false),
+            ("exes = [\"/x\"]\nexclude = [{ user = \"root\" }]", false),
+            ("exes = [\"/x\"]\ninclude = [{ cgroup = \"/a\" }]", true),
+        ] {
+            assert_eq!(parse(text).unwrap().searches(), searches, "{text}");
+        }
+        let rules = |count: usize| format!("include = [{}]", "{ user = \"0\" },".repeat(count));
+        assert!(parse(&rules(RULES_MAX)).is_ok());
+        assert!(parse(&rules(RULES_MAX + 1)).unwrap_err().contains("256"));
     }
 
     #[test]

@@ -4,11 +4,14 @@
 //! together here and nowhere else; `run`, `attach` and `daemon` differ only in what ends the loop. It waits for
 //! nobody: symbols are resolved on another thread, requests are answered from snapshots.
 
+mod arrivals;
 mod assembly;
+mod discovery;
 mod first_sight;
 mod hold;
 mod images;
 mod inspection;
+mod judgement;
 mod names;
 mod processes;
 mod proof;
@@ -39,9 +42,11 @@ use crate::{
     supervision::Pulse,
 };
 use anyhow::Context;
+use arrivals::Arrivals;
 use first_sight::FirstSight;
 use images::Images;
 use inspection::Inspection;
+use judgement::Judgement;
 use leakmon_ebpf::abi::TargetId;
 use names::Names;
 use processes::Processes;
@@ -55,7 +60,7 @@ use std::{
 use threads::EarlierThreads;
 use timeline::Timeline;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use unwinding::Unwinding;
+use unwinding::{Finished, Unwinding};
 
 /// How often the counters are read while nothing is published.
 const TICK: Duration = Duration::from_millis(250);
@@ -86,6 +91,8 @@ pub struct Observer {
     earlier_threads: EarlierThreads,
     proofs: Proofs,
     inspection: Inspection,
+    arrivals: Arrivals,
+    judgement: Judgement,
     publisher: Option<Publisher>,
     pulse: Option<Pulse>,
     timeline: Option<Timeline>,
@@ -129,6 +136,8 @@ impl Observer {
             earlier_threads: EarlierThreads::default(),
             proofs: Proofs::default(),
             inspection: Inspection::new(inspection)?,
+            arrivals: Arrivals::default(),
+            judgement: Judgement::default(),
             publisher: None,
             pulse: None,
             timeline: None,
@@ -184,11 +193,8 @@ impl Observer {
                 _ = beat.tick() => self.pulse.iter().for_each(Pulse::beat),
                 () = self.names.replied() => {}
                 reading = self.inspection.replied() => self.take_reading(reading),
-                finished = self.unwinding.built() => {
-                    if let Some(finished) = finished {
-                        self.unwinding.place(finished, &mut self.kernel);
-                    }
-                }
+                finished = self.unwinding.built() => self.place_table(finished),
+                found = self.arrivals.found() => self.take_found(found),
                 answer = FirstSight::answered(&mut self.first_sight) => self.take_answer(answer),
                 _ = tick.tick() => {
                     self.tick();
@@ -201,9 +207,16 @@ impl Observer {
                 }
             }
             self.let_go();
+            self.attach_arrived();
             if until_all_gone && self.live.targets().all(|(_, target)| target.exited_ns.is_some()) {
                 return None;
             }
+        }
+    }
+
+    fn place_table(&mut self, finished: Option<Finished>) {
+        if let Some(finished) = finished {
+            self.unwinding.place(finished, &mut self.kernel);
         }
     }
 
@@ -219,30 +232,33 @@ impl Observer {
     fn take_event(&mut self, event: &Event) {
         self.events[event.kind_index()] += 1;
         tracing::trace!(?event, "event");
-        self.live.apply(event);
+        let Some(event) = self.wanted_part(*event) else {
+            return;
+        };
+        self.live.apply(&event);
         if let Some(timeline) = &mut self.timeline {
-            timeline.take(event);
+            timeline.take(&event);
         }
         if let Event::Exec {
             target: Some(target),
             before: Some(before),
             ..
-        } = *event
+        } = event
         {
             self.processes.executes(before, target);
         }
-        match *event {
+        match event {
             Event::Target { target, .. }
             | Event::Exec {
                 target: Some(target), ..
             } => {
-                self.processes.see(target, &self.images);
                 // One that is held at its exec is looked at once it is known to be of interest.
                 if self.first_sight.is_none() {
                     self.names.see_target(target);
                     self.unwinding.see(target, &mut self.kernel);
                 }
                 self.earlier_threads.see(target, &mut self.kernel);
+                self.make_sure_of(target);
             }
             Event::Proof(proof) => self.judge(&proof),
             Event::Miss { target } => self.unwinding.see(target, &mut self.kernel),
@@ -292,6 +308,7 @@ impl Observer {
         };
         self.read(sweep);
         self.inspect();
+        self.reconcile();
     }
 
     fn sweep(&mut self) -> Option<u64> {
@@ -316,7 +333,9 @@ impl Observer {
 
     fn read(&mut self, sweep: Option<u64>) {
         let now_ns = monotonic_ns();
-        let counts = self.kernel.counts();
+        self.drop_unwanted();
+        let mut counts = self.kernel.counts();
+        self.keep_wanted(&mut counts);
         let ages = sweep.map_or_else(Vec::new, |_| self.kernel.ages());
         if let Some(recorder) = self.ring.recorder() {
             recorder.reading(&counts, &ages, sweep, now_ns);
@@ -349,7 +368,6 @@ impl Observer {
             .map(|(key, count)| (key, count.cookie))
             .collect();
         for (key, cookie) in missing {
-            self.processes.see(key.target, &self.images);
             let stored = self.kernel.stack(key.stack);
             self.names
                 .want(key, stored.as_ref(), self.images.of_cookie(cookie), cookie);
@@ -410,6 +428,8 @@ impl Observer {
             first_sight: self.first_sight.as_ref(),
             inspection: &self.inspection,
             loss: self.kernel.loss(),
+            images_full: self.arrivals.images_refused,
+            processes_unjudged: self.judgement.unjudged,
             began_ns: self.began_ns,
             now_ns: monotonic_ns(),
         }

@@ -78,6 +78,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod daemon;
+pub mod logging;
 pub mod outbound;
 pub mod privileges;
 pub mod self_metrics;

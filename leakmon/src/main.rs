@@ -4,10 +4,9 @@ use clap::Parser;
 use leakmon::{
     analysis::ZYGOTE_NAME,
     cli::{Cli, Command},
-    commands,
+    commands, logging,
 };
 use std::{io::IsTerminal, process::ExitCode};
-use tracing_subscriber::{EnvFilter, fmt};
 
 fn main() -> ExitCode {
     // Started by leakmon itself.
@@ -15,22 +14,11 @@ fn main() -> ExitCode {
         return commands::serve_analyses();
     }
     let cli = Cli::parse();
+    // A line in the middle of the screen would stay there.
     let has_screen = matches!(cli.command, Command::Top(_)) && std::io::stderr().is_terminal();
-    let level = match cli.verbose {
-        // A line in the middle of the screen would stay there.
-        _ if has_screen => "off",
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    // Results go to stdout, everything else to stderr.
-    fmt()
-        .with_env_filter(EnvFilter::new(format!("leakmon={level}")))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .init();
+    if !has_screen {
+        logging::start(cli.verbose);
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return commands::Exit::from(anyhow::Error::from(error)).report(),

@@ -30,6 +30,10 @@ pub struct SelfMetrics {
     pub census_seconds: f64,
     /// Bytes of targets' memory read so far.
     pub census_bytes_read: u64,
+    /// Images that are probed.
+    pub images: u64,
+    /// Files that were analysed in the search for processes.
+    pub files_analysed: u64,
     /// HTTP connections that had to make room for others.
     pub http_evicted: u64,
     /// Profiles pushed, by outcome.

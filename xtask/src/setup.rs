@@ -37,8 +37,8 @@ const LINKER_PACKAGES: [&str; 5] = [
 ];
 /// Prometheus and its `promtool`; the browser that looks at the page at `/`; the place that Go is installed into; a victim that is no Rust
 /// program; a terminal in which a test looks at `leakmon top`; systemd's own checks of units; runc, a clean Debian root and an emulated machine
-/// for what is deployed.
-const TEST_PACKAGES: [&str; 11] = [
+/// for what is deployed; a thousand slow clients.
+const TEST_PACKAGES: [&str; 12] = [
     "prometheus",
     "chromium",
     "chromium-driver",
@@ -50,6 +50,7 @@ const TEST_PACKAGES: [&str; 11] = [
     "debootstrap",
     "qemu-system-x86",
     "cpio",
+    "slowhttptest",
 ];
 /// Programs that may have come from elsewhere, and Debian's packages of them. What they install is in [`deploy::tools`].
 const INSTALLERS: [(&str, &str); 1] = [("npm", "npm")];

@@ -3,7 +3,7 @@
 //! In: options and the configuration file, read again at SIGHUP. Out: HTTP, and what the service manager is told. Once probes are
 //! attached it gives up what it no longer needs ([`crate::privileges`]).
 
-use super::{Exit, analyst, say};
+use super::{Exit, analyst, rules, say};
 use crate::{
     cli::DaemonArgs,
     config::Config,
@@ -20,6 +20,7 @@ use crate::{
         pins::{PinError, Pins},
     },
     privileges, supervision,
+    targets::rules::Rules,
 };
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -32,6 +33,7 @@ use tokio::{
 
 pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let config = Config::from_args(&args)?;
+    let rules = rules(&config.include, &config.exclude)?;
     require_capabilities()?;
     if args.cleanup {
         return clean_up(&config);
@@ -59,9 +61,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let (stop, stopped) = oneshot::channel();
     let server = network.start(listener, &config, stopped)?;
     let mut observer = Observer::new(config.settings(), config.inspection(), &config.hide, analyst, pins)?;
-    observer.allow(&config.allow)?;
-    observer.resume().await;
-    observer.watch_all(watchable).await?;
+    watch(&mut observer, &config, rules, watchable).await?;
     observer.publish_to(source, config.interval);
     privileges::restrict_system_calls()?;
     let status = format!("serving http://{address}");
@@ -97,6 +97,22 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
         Err(_) => anyhow::bail!("the HTTP thread panicked"),
     }
     Ok(Exit::Done)
+}
+
+/// Goes on with what an earlier daemon watched, and begins with what this one is to watch.
+async fn watch(
+    observer: &mut Observer,
+    config: &Config,
+    rules: Arc<Rules>,
+    watchable: Watchable,
+) -> anyhow::Result<()> {
+    observer.allow(&config.allow)?;
+    observer.show_only(Arc::clone(&rules));
+    observer.resume().await;
+    if config.searches() {
+        observer.discover(rules)?;
+    }
+    observer.watch_all(watchable).await
 }
 
 /// Who may ask, and how.

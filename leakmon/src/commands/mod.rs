@@ -27,15 +27,21 @@ use crate::{
         hidden::HideError,
         naming::{BY_DEBUG_INFORMATION, BY_SYMBOL_TABLE},
     },
-    targets::{AnalyseError, PLAN, UNWIND_TABLE, processes::ProcessError},
+    targets::{
+        AnalyseError, PLAN, UNWIND_TABLE,
+        processes::ProcessError,
+        rules::{Rule, RuleError, Rules},
+    },
 };
 use anyhow::Context;
 use clap::CommandFactory;
 use leakmon_ebpf::abi::RING_BYTES;
+use nix::unistd::User;
 use std::{
     io::{self, IsTerminal, Write},
     path::Path,
     process::ExitCode,
+    sync::Arc,
 };
 
 /// How a command came out.
@@ -82,6 +88,7 @@ impl From<anyhow::Error> for Exit {
                 || cause.is::<WebConfigError>()
                 || cause.is::<HideError>()
                 || cause.is::<UrlError>()
+                || cause.is::<RuleError>()
         }) {
             USAGE
         } else {
@@ -183,6 +190,12 @@ const fn inspection(args: &ObserveArgs) -> InspectionSettings {
         census: !args.no_census,
         confirm: args.confirm_interval,
     }
+}
+
+/// Rules as the stages use them, with this host's users.
+fn rules(include: &[Rule], exclude: &[Rule]) -> Result<Arc<Rules>, RuleError> {
+    let uid = |name: &str| Some(User::from_name(name).ok()??.uid.as_raw());
+    Rules::new(include, exclude, uid).map(Arc::new)
 }
 
 /// Says one line on stderr.

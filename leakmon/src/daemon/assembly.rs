@@ -40,6 +40,8 @@ pub(super) struct Assembly<'a> {
     pub(super) first_sight: Option<&'a FirstSight>,
     pub(super) inspection: &'a Inspection,
     pub(super) loss: [u64; Loss::ALL.len()],
+    pub(super) images_full: u64,
+    pub(super) processes_unjudged: u64,
     pub(super) began_ns: u64,
     pub(super) now_ns: u64,
 }
@@ -210,6 +212,7 @@ impl Assembly<'_> {
         let image = process
             .and_then(|process| process.file)
             .and_then(|(device, inode)| self.images.of_file(device, inode))
+            .or_else(|| self.images.get(self.processes.mapped(id)?))
             .or_else(|| self.image_by_hits(id));
         let Some(image) = image else {
             return self.threads_only(id, target, sums);
@@ -236,6 +239,8 @@ impl Assembly<'_> {
             thread: Some(sums.thread),
             exited: target.exited_ns.is_some(),
             census: self.census(id, target),
+            container: process.and_then(|process| process.cgroup.container.clone()),
+            pod_uid: process.and_then(|process| process.cgroup.pod_uid.clone()),
         })
     }
 
@@ -271,6 +276,8 @@ impl Assembly<'_> {
             live_full: lost(Loss::LiveFull),
             counts_full: lost(Loss::CountsFull),
             targets_full: lost(Loss::TargetsFull),
+            images_full: self.images_full,
+            processes_unjudged: self.processes_unjudged,
             paused: lost(Loss::Paused),
             untracked_ends: totals.untracked_ends,
             stacks_full: lost(Loss::StacksFull) + lost(Loss::ScratchBusy),
@@ -326,6 +333,8 @@ fn refused(process: &processes::Refused) -> TargetReport {
         thread: None,
         exited: false,
         census: None,
+        container: process.cgroup.container.clone(),
+        pod_uid: process.cgroup.pod_uid.clone(),
     }
 }
 

@@ -6,13 +6,23 @@ use crate::{
     kernel::{attach::Attached, clock::monotonic_ns},
     memory::program::Program,
     symbols::{self, address_space::Place, image::ImageFile},
-    targets::plan::{ProbePlan, ProbeSite, TaskType},
+    targets::{
+        identity::FileKey,
+        plan::{ProbePlan, ProbeSite, TaskType},
+    },
 };
 use leakmon_ebpf::abi::{Cookie, Role};
-use std::{collections::BTreeMap, fs::File, io, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::MetadataExt, sync::Arc};
 
-/// Images that can be watched at once; the cookie's bits would allow 65,536.
+/// Images that can be watched at once.
 pub(super) const IMAGES_MAX: usize = 1024;
+
+/// Numbers are given in turn, so that one is given again only long after the probes of its last image have gone. The last of those
+/// that fit into a cookie is no image's.
+const NUMBERS: u32 = Cookie::IMAGES_MAX - 1;
+
+/// Files by which one image is known at most: each container that runs it may mount it anew.
+const NAMES_MAX: usize = 1024;
 
 /// One watched image.
 #[derive(Debug)]
@@ -27,6 +37,10 @@ pub(super) struct Image {
     pub(super) attached_ns: u64,
     /// How its tasks are found in memory, or why they can't be.
     pub(super) program: Result<Arc<Program>, String>,
+    /// Whether somebody asked for it: such an image stays when no process runs it any more.
+    pub(super) is_named: bool,
+    /// The file under all its mounts, as it was when it was analysed.
+    names: Vec<FileKey>,
 }
 
 impl Image {
@@ -42,6 +56,8 @@ impl Image {
         Ok(Self {
             program: program.map(Arc::new),
             plan,
+            is_named: true,
+            names: vec![FileKey::of(&file.metadata()?)],
             file: Arc::new(ImageFile {
                 image,
                 file,
@@ -50,6 +66,30 @@ impl Image {
             attached,
             attached_ns: monotonic_ns(),
         })
+    }
+
+    /// The file that was analysed.
+    #[must_use]
+    pub(super) fn open_file(&self) -> &File {
+        &self.file.file
+    }
+
+    /// The file under all its mounts.
+    #[must_use]
+    pub(super) fn names(&self) -> &[FileKey] {
+        &self.names
+    }
+
+    /// Whether no path leads to the file any more, so that no new process can run it.
+    #[must_use]
+    pub(super) fn is_deleted(&self) -> bool {
+        self.open_file().metadata().is_ok_and(|metadata| metadata.nlink() == 0)
+    }
+
+    fn is_file(&self, device: u64, inode: u64) -> bool {
+        self.names
+            .iter()
+            .any(|name| (name.device, name.inode) == (device, inode))
     }
 
     /// A place in the file, to be symbolised.
@@ -105,56 +145,99 @@ impl Image {
 
 /// All watched images, by their number.
 #[derive(Debug, Default)]
-pub(super) struct Images(BTreeMap<u32, Image>);
+pub(super) struct Images {
+    images: BTreeMap<u32, Image>,
+    last_number: u32,
+}
 
 impl Images {
     /// The number that the next image gets; `None` where there is no room.
     #[must_use]
     pub(super) fn next_number(&self) -> Option<u32> {
-        let next = self.0.last_key_value().map_or(0, |(number, _)| number + 1);
-        Some(next).filter(|next| (*next as usize) < IMAGES_MAX)
+        let free = |number: &u32| !self.images.contains_key(number);
+        (1..=NUMBERS)
+            .map(|step| (self.last_number + step) % NUMBERS)
+            .find(free)
+            .filter(|_| self.images.len() < IMAGES_MAX)
     }
 
-    /// Adds an image under [`Self::next_number`].
-    pub(super) fn add(&mut self, image: Image) {
-        if let Some(number) = self.next_number() {
-            self.0.insert(number, image);
-        }
+    /// Adds an image under the number that [`Self::next_number`] gave.
+    pub(super) fn add(&mut self, number: u32, image: Image) {
+        self.last_number = number;
+        self.images.insert(number, image);
     }
 
     /// Adds an image under the number that it had.
     pub(super) fn put(&mut self, number: u32, image: Image) {
-        self.0.insert(number, image);
+        self.last_number = self.last_number.max(number);
+        self.images.insert(number, image);
+    }
+
+    /// Takes an image out.
+    pub(super) fn remove(&mut self, number: u32) -> Option<Image> {
+        self.images.remove(&number)
+    }
+
+    /// Notes another mount of an image's file. Beyond the bound its processes are told apart by their hits alone.
+    pub(super) fn add_name(&mut self, number: u32, name: FileKey) {
+        if let Some(image) = self.images.get_mut(&number)
+            && !image.names.contains(&name)
+            && image.names.len() < NAMES_MAX
+        {
+            image.names.push(name);
+        }
+    }
+
+    /// Notes that an image was found and not asked for.
+    pub(super) fn set_found(&mut self, number: u32) {
+        if let Some(image) = self.images.get_mut(&number) {
+            image.is_named = false;
+        }
     }
 
     /// Whether there is none.
     #[must_use]
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.images.is_empty()
     }
 
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Image> {
-        self.0.values()
+        self.images.values()
+    }
+
+    /// All of them with their numbers.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = (u32, &Image)> {
+        self.images.iter().map(|(number, image)| (*number, image))
+    }
+
+    /// The image of a number.
+    #[must_use]
+    pub(super) fn get(&self, number: u32) -> Option<&Image> {
+        self.images.get(&number)
+    }
+
+    /// The image of a file, and its number.
+    #[must_use]
+    pub(super) fn find_file(&self, device: u64, inode: u64) -> Option<(u32, &Image)> {
+        self.numbers().find(|(_, image)| image.is_file(device, inode))
     }
 
     /// The image of a file.
     #[must_use]
     pub(super) fn of_file(&self, device: u64, inode: u64) -> Option<&Image> {
-        self.0
-            .values()
-            .find(|image| image.plan.image.device == device && image.plan.image.inode == inode)
+        self.find_file(device, inode).map(|(_, image)| image)
     }
 
     /// The image of a cookie.
     #[must_use]
     pub(super) fn of_cookie(&self, cookie: Cookie) -> Option<&Image> {
-        self.0.get(&cookie.image())
+        self.images.get(&cookie.image())
     }
 
     /// Takes a site off the attached ones, with the reason.
     pub(super) fn drop_site(&mut self, site: Cookie, reason: String) {
-        if let Some(image) = self.0.get_mut(&site.image()) {
+        if let Some(image) = self.images.get_mut(&site.image()) {
             let index = site.site() as usize;
             image.attached.sites.retain(|attached| *attached != index);
             image.attached.refused.push((index, reason));

@@ -19,7 +19,7 @@ use crate::{
 use anyhow::Context;
 use leakmon_ebpf::abi::{Cookie, FRAMES_MAX, Kind, Stack, TargetId, WalkEnd};
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -197,11 +197,21 @@ impl Names {
         }
     }
 
-    /// Drops what belongs to a target.
-    pub(super) fn forget(&mut self, target: TargetId) {
-        self.spaces.remove(&target);
+    /// Drops what belongs to targets.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<TargetId>) {
+        self.spaces.retain(|target, _| !gone.contains(target));
         // What the symbol thread still has is dropped when it answers.
-        self.stacks.retain(|key, _| key.target != target);
+        self.stacks.retain(|key, _| !gone.contains(&key.target));
+    }
+
+    /// Drops what was read of a target's mappings.
+    pub(super) fn forget_space(&mut self, target: TargetId) {
+        self.spaces.remove(&target);
+    }
+
+    /// Closes the files of images that have been deleted and that no target maps.
+    pub(super) fn release_deleted(&mut self) {
+        self.images.release_deleted();
     }
 
     fn take(&mut self, Reply { token, frames }: Reply<Token>) {

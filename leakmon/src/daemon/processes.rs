@@ -4,9 +4,17 @@
 //! keeps the image that its first hit named.
 
 use super::images::Images;
-use crate::{export::report::TargetStatus, live::Target, targets::processes::ProcessImage};
+use crate::{
+    export::report::TargetStatus,
+    live::Target,
+    targets::{
+        cgroup::Cgroup,
+        identity::{FileKey, Identity},
+        processes,
+    },
+};
 use leakmon_ebpf::abi::TargetId;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Processes that can't be watched but are shown, at most.
 const REFUSED_MAX: usize = 1024;
@@ -18,6 +26,8 @@ pub(super) struct Process {
     pub(super) exe: String,
     /// Its file.
     pub(super) file: Option<(u64, u64)>,
+    /// Where it is.
+    pub(super) cgroup: Cgroup,
 }
 
 /// A process that can't be watched, or of which only the threads are.
@@ -26,46 +36,81 @@ pub(super) struct Refused {
     pub(super) tgid: u32,
     pub(super) exe: String,
     pub(super) reason: String,
+    pub(super) cgroup: Cgroup,
+    /// When it was started, so that another process with its number is not taken for it.
+    started_ticks: Option<u64>,
 }
 
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Processes {
     known: HashMap<TargetId, Process>,
+    /// Images that are not the executable, or may not be, by their number.
+    mapped: HashMap<TargetId, u32>,
     refused: Vec<Refused>,
     threads_only: HashMap<TargetId, Refused>,
     late: HashSet<TargetId>,
+    /// Processes that can't be watched and found no room to be shown.
+    pub(super) not_shown: u64,
 }
 
 impl Processes {
-    /// Looks a target's process up, once.
-    pub(super) fn see(&mut self, target: TargetId, images: &Images) {
-        if self.known.contains_key(&target) {
-            return;
-        }
-        if let Ok(image) = ProcessImage::open(target.tgid()) {
-            let file = (image.device, image.inode);
-            // The file may have been replaced under its name; what is watched goes by the name it was found under.
-            let exe = images
-                .of_file(file.0, file.1)
-                .map_or(&image.path, |known| &known.plan.path);
-            let exe = exe.display().to_string();
-            self.known.insert(target, Process { exe, file: Some(file) });
-        }
+    /// Notes what a target's process is.
+    pub(super) fn see(&mut self, target: TargetId, identity: Identity, images: &Images) {
+        let file = FileKey::of_program(target.tgid()).map(|key| (key.device, key.inode));
+        // The file may have been replaced under its name; what is watched goes by the name it was found under.
+        let exe = file
+            .and_then(|(device, inode)| images.of_file(device, inode))
+            .map_or(&identity.exe, |known| &known.plan.path);
+        let exe = exe.display().to_string();
+        let cgroup = identity.cgroup;
+        self.known.insert(target, Process { exe, file, cgroup });
     }
 
-    /// Notes a process that can't be watched.
-    pub(super) fn refuse(&mut self, tgid: u32, error: &anyhow::Error) {
-        if self.refused.len() < REFUSED_MAX {
-            self.refused.push(Refused::new(tgid, error));
+    /// Notes that a target maps an image that may not be its executable.
+    pub(super) fn maps(&mut self, target: TargetId, image: u32) {
+        self.mapped.insert(target, image);
+    }
+
+    /// Image that a target was found to map.
+    pub(super) fn mapped(&self, target: TargetId) -> Option<u32> {
+        self.mapped.get(&target).copied()
+    }
+
+    /// Numbers of the images that targets run.
+    pub(super) fn images(&self, images: &Images) -> BTreeSet<u32> {
+        let executables = self.known.values().filter_map(|process| process.file);
+        executables
+            .filter_map(|(device, inode)| Some(images.find_file(device, inode)?.0))
+            .chain(self.mapped.values().copied())
+            .collect()
+    }
+
+    /// Notes a process that can't be watched, once.
+    pub(super) fn refuse(&mut self, tgid: u32, reason: String) {
+        let started_ticks = processes::start_time_ticks(tgid).ok();
+        let known = |refused: &Refused| (refused.tgid, refused.started_ticks) == (tgid, started_ticks);
+        if self.refused.iter().any(known) {
+            return;
         }
+        if self.refused.len() >= REFUSED_MAX {
+            self.not_shown += 1;
+            return;
+        }
+        self.refused.push(Refused::new(tgid, reason));
+    }
+
+    /// Drops the processes that could not be watched and have ended.
+    pub(super) fn forget_refused_that_ended(&mut self) {
+        self.refused.retain(|refused| {
+            refused.started_ticks.is_some() && processes::start_time_ticks(refused.tgid).ok() == refused.started_ticks
+        });
     }
 
     /// Notes a target whose image can't be probed, so that it has threads and no tasks. There are no more than targets.
     pub(super) fn watch_threads_only(&mut self, target: TargetId, error: &anyhow::Error) {
-        let mut known = Refused::new(target.tgid(), error);
-        known.reason.push_str("; its threads alone are watched");
-        self.threads_only.insert(target, known);
+        let reason = format!("{error:#}; its threads alone are watched");
+        self.threads_only.insert(target, Refused::new(target.tgid(), reason));
     }
 
     /// A process that was watched, or of which the threads were, runs another program. Should that have no known image, its threads
@@ -112,22 +157,26 @@ impl Processes {
         &self.refused
     }
 
-    pub(super) fn forget(&mut self, target: TargetId) {
-        self.known.remove(&target);
-        self.threads_only.remove(&target);
-        self.late.remove(&target);
+    /// Drops what belongs to targets.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<TargetId>) {
+        self.known.retain(|target, _| !gone.contains(target));
+        self.mapped.retain(|target, _| !gone.contains(target));
+        self.threads_only.retain(|target, _| !gone.contains(target));
+        self.late.retain(|target| !gone.contains(target));
     }
 }
 
 impl Refused {
-    fn new(tgid: u32, error: &anyhow::Error) -> Self {
-        let exe = ProcessImage::open(tgid)
-            .map(|image| image.path.display().to_string())
+    fn new(tgid: u32, reason: String) -> Self {
+        let (exe, cgroup) = Identity::read(tgid)
+            .map(|identity| (identity.exe.display().to_string(), identity.cgroup))
             .unwrap_or_default();
         Self {
             tgid,
             exe,
-            reason: format!("{error:#}"),
+            reason,
+            cgroup,
+            started_ticks: processes::start_time_ticks(tgid).ok(),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
 };
 use leakmon_ebpf::abi::{Loss, TargetId};
 use std::{
+    collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -82,7 +83,8 @@ impl Observer {
             return;
         };
         let series = publisher.book.observe(&report);
-        let ready = self.kernel.attached_sites() > 0 || self.live.targets().next().is_some();
+        let ready =
+            self.kernel.attached_sites() > 0 || self.live.targets().next().is_some() || self.arrivals.is_complete();
         publisher
             .source
             .snapshot
@@ -106,19 +108,31 @@ impl Observer {
     /// Drops all that is known of targets that have exited.
     pub(super) fn forget_targets(&mut self, gone: Vec<TargetId>) {
         self.kernel.forget(&gone);
+        self.forget_all(&gone.into_iter().collect());
+    }
+
+    /// Drops all that is known of targets in user space.
+    pub(super) fn forget_all(&mut self, gone: &BTreeSet<TargetId>) {
+        self.live.forget(gone);
+        self.processes.forget(gone);
+        self.names.forget(gone);
+        self.unwinding.forget(gone);
+        self.judgement.forget(gone);
         for target in gone {
-            self.live.forget(target);
-            self.processes.forget(target);
-            self.names.forget(target);
-            self.unwinding.forget(target);
-            self.inspection.forget(target);
+            self.inspection.forget(*target);
         }
     }
 
     /// What user space had no room for, by reason.
-    fn refused(&self) -> [(&'static str, u64); 7] {
+    fn refused(&self) -> [(&'static str, u64); 12] {
         let live = self.live.refused();
+        let (mappings_lost, files_forgotten) = self.arrivals.losses();
         [
+            ("images_full", self.arrivals.images_refused),
+            ("processes_unjudged", self.judgement.unjudged),
+            ("processes_not_shown", self.processes.not_shown),
+            ("mappings_lost", mappings_lost),
+            ("files_forgotten", files_forgotten),
             ("targets_refused", live.targets),
             ("stacks_refused", live.stacks),
             ("histories_refused", self.verdicts.refused()),
@@ -168,6 +182,8 @@ impl Observer {
             slow_sites,
             census_seconds: self.inspection.census_took.as_secs_f64(),
             census_bytes_read: self.inspection.bytes_read,
+            images: self.images.iter().count() as u64,
+            files_analysed: self.arrivals.files_analysed(),
             http_evicted: self
                 .publisher
                 .as_ref()

@@ -40,8 +40,8 @@ const VDSO: Identity = (0, 0);
 /// An image's table.
 struct ImageTable {
     number: u32,
-    /// Its file, held so that the identity stays its own.
-    _file: Option<File>,
+    /// Its file, held so that the identity stays its own; the vdso has none.
+    file: Option<File>,
     ready: bool,
 }
 
@@ -74,6 +74,9 @@ pub(super) struct Unwinding {
     building: usize,
     /// Targets whose mappings refer to an image that the builder has.
     waiting: BTreeSet<TargetId>,
+    /// Images that each target maps.
+    used: HashMap<TargetId, BTreeSet<u32>>,
+    next_number: u32,
     generation: u32,
     /// Whether an earlier daemon's tables may be in use.
     resuming: bool,
@@ -105,6 +108,8 @@ impl Unwinding {
             built,
             building: 0,
             waiting: BTreeSet::new(),
+            used: HashMap::new(),
+            next_number: 0,
             // No generation of an earlier daemon's, whose numbers began at its own time.
             generation: (monotonic_ns() >> 20) as u32,
             resuming: false,
@@ -159,6 +164,8 @@ impl Unwinding {
                 image,
             });
         }
+        let used = regions.iter().map(|region| region.image).collect();
+        self.used.insert(target, used);
         if complete {
             self.waiting.remove(&target);
         } else {
@@ -246,9 +253,28 @@ impl Unwinding {
         self.refused
     }
 
-    /// Drops what belongs to a target. Tables stay: the next process of the image needs them.
-    pub(super) fn forget(&mut self, target: TargetId) {
-        self.waiting.remove(&target);
+    /// Drops what belongs to targets. Tables stay: the next process of the image needs them.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<TargetId>) {
+        self.waiting.retain(|target| !gone.contains(target));
+        self.used.retain(|target, _| !gone.contains(target));
+    }
+
+    /// Drops the tables of images that have been deleted and that no target maps: nothing can map them any more.
+    pub(super) fn release_deleted(&mut self) {
+        self.release_unused(|file| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0));
+    }
+
+    /// Drops the tables of images that no target maps, where `which` says so of their file.
+    fn release_unused(&mut self, which: impl Fn(&File) -> bool) {
+        let used: BTreeSet<u32> = self.used.values().flatten().copied().collect();
+        let arena = &mut self.arena;
+        self.images.retain(|_, image| {
+            let needed = !image.ready || used.contains(&image.number) || !image.file.as_ref().is_some_and(&which);
+            if !needed {
+                arena.remove(image.number);
+            }
+            needed
+        });
     }
 
     /// Number of a mapping's image, and whether its table is ready. `None` where no table can be had.
@@ -272,13 +298,14 @@ impl Unwinding {
         if let Some(known) = self.images.get(&identity) {
             return Some((known.number, known.ready));
         }
-        let number = u32::try_from(self.images.len())
-            .ok()
-            .filter(|_| self.images.len() < IMAGES_MAX);
-        let Some(number) = number else {
+        if self.images.len() >= IMAGES_MAX {
+            self.release_unused(|_| true);
+        }
+        if self.images.len() >= IMAGES_MAX {
             self.refused += 1;
             return None;
-        };
+        }
+        let number = self.next_number;
         let file = open();
         let source = match &file {
             Some(file) => Source::File(file.try_clone().ok()?),
@@ -286,7 +313,10 @@ impl Unwinding {
             None => return None,
         };
         match self.requests.try_send((number, source)) {
-            Ok(()) => self.building += 1,
+            Ok(()) => {
+                self.building += 1;
+                self.next_number = self.next_number.wrapping_add(1);
+            }
             // The next look at a target that maps it asks again.
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.refused += 1;
@@ -295,7 +325,7 @@ impl Unwinding {
         }
         let image = ImageTable {
             number,
-            _file: file,
+            file,
             ready: false,
         };
         self.images.insert(identity, image);

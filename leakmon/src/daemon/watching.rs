@@ -108,11 +108,11 @@ fn process(analyst: &Analyst, tgid: u32) -> anyhow::Result<(ProbePlan, File)> {
 }
 
 impl Observer {
-    /// Attaches an image. `every_process` makes all its processes targets, not only the watched ones.
+    /// Attaches an image, and returns its number. `every_process` makes all its processes targets, not only the watched ones.
     ///
     /// # Errors
     /// Where there is no room, or none of its sites can be attached.
-    pub fn add_image(&mut self, plan: ProbePlan, file: File, every_process: bool) -> anyhow::Result<()> {
+    pub fn add_image(&mut self, plan: ProbePlan, file: File, every_process: bool) -> anyhow::Result<u32> {
         let path = plan.path.display().to_string();
         let number = self
             .images
@@ -136,9 +136,9 @@ impl Observer {
         for (index, reason) in &attached.refused {
             tracing::warn!("{path}: site {index} is not attached: {reason}");
         }
-        self.images
-            .add(Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?);
-        Ok(())
+        let image = Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?;
+        self.images.add(number, image);
+        Ok(number)
     }
 
     /// Watches what was found.
@@ -154,7 +154,7 @@ impl Observer {
         } = watchable;
         for (tgid, error) in refused {
             match tgid {
-                Some(tgid) => self.processes.refuse(tgid, &error),
+                Some(tgid) => self.processes.refuse(tgid, format!("{error:#}")),
                 None => tracing::warn!("{error:#}"),
             }
         }
@@ -164,14 +164,14 @@ impl Observer {
         }
         for (tgid, plan, file) in processes {
             if let Err(error) = self.watch_process(tgid, plan, file).await {
-                self.processes.refuse(tgid, &error);
+                self.processes.refuse(tgid, format!("{error:#}"));
                 failure.get_or_insert(error);
             }
         }
         for (tgid, error) in threads_only {
             tracing::warn!("{error:#}; its threads alone are watched");
             if let Err(error) = self.watch_threads(tgid, &error).await {
-                self.processes.refuse(tgid, &error);
+                self.processes.refuse(tgid, format!("{error:#}"));
                 failure.get_or_insert(error);
             }
         }
@@ -200,7 +200,7 @@ impl Observer {
             }
         }
         self.prepare().await;
-        self.add_image(plan, file, true)
+        self.add_image(plan, file, true).map(drop)
     }
 
     async fn watch_process(&mut self, tgid: u32, plan: ProbePlan, file: File) -> anyhow::Result<()> {
@@ -208,7 +208,8 @@ impl Observer {
         self.begin(tgid);
         self.prepare().await;
         if self.images.of_file(plan.image.device, plan.image.inode).is_none() {
-            self.add_image(plan, file, false)?;
+            // Where others are searched for, its other processes may be wanted too.
+            self.add_image(plan, file, self.arrivals.discovery.is_some())?;
         }
         self.kernel.watch(tgid, 0)?;
         self.make_sure_it_lives(tgid, started)
@@ -241,7 +242,7 @@ impl Observer {
     }
 
     /// After a restart, a process of an image that the earlier daemon did not know may have run in the gap.
-    fn note_late(&mut self, tgid: u32) {
+    pub(super) fn note_late(&mut self, tgid: u32) {
         if let Some(entry) = self.kernel.target(tgid).filter(|_| self.kernel.has_resumed()) {
             self.processes.note_late(TargetId(entry.target));
         }
@@ -251,9 +252,8 @@ impl Observer {
     pub(super) async fn prepare(&mut self) {
         let ready = async {
             while !self.unwinding.is_complete() {
-                if let Some(finished) = self.unwinding.built().await {
-                    self.unwinding.place(finished, &mut self.kernel);
-                }
+                let finished = self.unwinding.built().await;
+                self.place_table(finished);
             }
         };
         if timeout(TABLES_WAIT, ready).await.is_err() {
@@ -262,7 +262,7 @@ impl Observer {
     }
 
     /// Makes a running process a target now, so that it is shown before its first hit.
-    fn begin(&mut self, tgid: u32) {
+    pub(super) fn begin(&mut self, tgid: u32) {
         let now_ns = monotonic_ns();
         if self.kernel.target(tgid).is_some() {
             return;

@@ -189,7 +189,7 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
         ),
         (
             "leakmon_build_info",
-            "1, with the version of leakmon.",
+            BUILD,
             gauge,
             by(gauge, "version", [(env!("CARGO_PKG_VERSION"), 1)]),
         ),
@@ -199,8 +199,22 @@ fn own_metrics(text: &mut String, table: &SeriesTable, loss: &LossReport, own: &
     Ok(())
 }
 
-/// What is read of targets' memory.
+/// What was searched, and what is read of targets' memory.
 fn readings(text: &mut String, own: &SelfMetrics) -> Result<(), String> {
+    let images = vec![with_value(Metric::default(), MetricType::GAUGE, own.images as f64)];
+    encode(text, "leakmon_images", IMAGES, MetricType::GAUGE, images)?;
+    let files = vec![with_value(
+        Metric::default(),
+        MetricType::COUNTER,
+        own.files_analysed as f64,
+    )];
+    encode(
+        text,
+        "leakmon_files_analysed_total",
+        SEARCHED,
+        MetricType::COUNTER,
+        files,
+    )?;
     let one = |kind, value| vec![with_value(Metric::default(), kind, value)];
     let (counter, gauge) = (MetricType::COUNTER, MetricType::GAUGE);
     let (bytes, seconds) = (own.census_bytes_read as f64, own.census_seconds);
@@ -260,7 +274,7 @@ fn own_counters(text: &mut String, table: &SeriesTable, loss: &LossReport, own: 
         ("leakmon_tasks_replaced_total", REPLACED, counter, one(loss.replaced)),
         (
             "leakmon_tasks_untracked_total",
-            "Births not tracked, since a table was full or their process was paused.",
+            UNTRACKED,
             counter,
             one(loss.live_full + loss.counts_full + loss.paused),
         ),
@@ -294,8 +308,12 @@ const ANALYSES: &str = "Files read by confined children, by how that came out.";
 const NOT_REPEATED: &str = "Analyses that were not tried, since the same one had failed before.";
 const UNMATCHED: &str = "Ends of tasks whose birth was not counted, such as those older than the attach.";
 const REPLACED: &str = "Tasks freed without completing, noticed when their memory was used again.";
-const REFUSED: &str = "Processes that got no series because too many others had them.";
+const BUILD: &str = "1, with the version of leakmon.";
+const IMAGES: &str = "Executables and libraries that are probed.";
+const UNTRACKED: &str = "Births not tracked, since a table was full or their process was paused.";
+const SEARCHED: &str = "Files analysed in the search for processes, each once while it does not change.";
 const EVICTED: &str = "HTTP connections that had to make room for others.";
+const REFUSED: &str = "Processes that got no series because too many others had them.";
 const PUSHED: &str = "Profiles pushed to a Pyroscope server, by outcome.";
 const SITES: &str = "Probe sites attached: the kernel emulates cheap ones and single-steps slow ones.";
 
@@ -340,14 +358,19 @@ fn with_value(mut metric: Metric, kind: MetricType, value: f64) -> Metric {
 }
 
 fn callsite_labels(labels: &Labels) -> Vec<LabelPair> {
-    vec![
+    let mut pairs = vec![
         pair("process", &labels.process),
         pair("pid", &labels.tgid.to_string()),
         pair("kind", labels.kind),
         pair("callsite", &labels.callsite),
         pair("function", &labels.function),
         pair("location", &labels.location),
-    ]
+    ];
+    // Prometheus takes an absent label for an empty one.
+    if !labels.container.is_empty() {
+        pairs.push(pair("container", &labels.container));
+    }
+    pairs
 }
 
 fn pair(name: &str, value: &str) -> LabelPair {

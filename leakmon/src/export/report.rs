@@ -78,6 +78,12 @@ pub struct TargetReport {
     /// What its memory holds; `None` where no census was taken.
     #[serde(default)]
     pub census: Option<CensusReport>,
+    /// Id of the container that the process is in, 64 hexadecimal digits.
+    #[serde(default)]
+    pub container: Option<String>,
+    /// Uid of the pod, in Kubernetes.
+    #[serde(default)]
+    pub pod_uid: Option<String>,
 }
 
 impl TargetReport {
@@ -267,6 +273,12 @@ pub struct LossReport {
     pub paused: u64,
     /// Hits of processes that found no room among the targets.
     pub targets_full: u64,
+    /// Images that are not probed, since too many are or none of their sites could be attached.
+    #[serde(default)]
+    pub images_full: u64,
+    /// Processes that had gone before the rules could be asked about them; they are not shown.
+    #[serde(default)]
+    pub processes_unjudged: u64,
     /// Births counted under their site alone, since the stack table was full.
     pub stacks_full: u64,
     /// Stacks that do not reach the thread's start.

@@ -36,6 +36,8 @@ pub(crate) fn own() -> SelfMetrics {
         slow_sites: 1,
         census_seconds: 0.015,
         census_bytes_read: 7 << 20,
+        images: 2,
+        files_analysed: 31,
         http_evicted: 2,
         profiles_pushed: vec![("taken", 4), ("failed", 1)],
         configured: Configured {
@@ -65,6 +67,8 @@ pub(crate) fn target(tgid: u32, exe: &str) -> TargetReport {
         thread: None,
         exited: false,
         census: None,
+        container: None,
+        pod_uid: None,
     }
 }
 
@@ -142,6 +146,8 @@ pub(crate) fn busy() -> Report {
     let mut worker = target(83_931, "/opt/worker/bin/worker");
     worker.runtime_version = None;
     worker.build_id = None;
+    worker.container = Some("0123456789abcdef".repeat(4));
+    worker.pod_uid = Some("0a1b2c3d-1111-2222-3333-0123456789ab".to_owned());
     worker.status = TargetStatus::Partial;
     worker.reason = Some("2 of 9 task types have no birth site".to_owned());
     worker.task = EntityCounts {

@@ -75,6 +75,8 @@ pub struct Labels {
     pub function: String,
     /// `file:line` or `image+0xoffset`, empty where unknown.
     pub location: String,
+    /// First digits of the container's id, empty outside containers.
+    pub container: String,
 }
 
 /// What a series says now.
@@ -399,6 +401,7 @@ fn labels(target: &TargetReport, kind: &'static str, callsite: String, location:
         callsite,
         function: escape::name(function).into_owned(),
         location: location.map(place).unwrap_or_default(),
+        container: target.container.as_deref().map(short_id).unwrap_or_default(),
     })
 }
 
@@ -413,7 +416,7 @@ fn place(location: &Location) -> String {
     }
 }
 
-/// The id's first characters. [`OTHER`] is no id: those are hexadecimal.
+/// The id's first characters, which is also how engines show a container's. [`OTHER`] is no id: those are hexadecimal.
 fn short_id(id: &str) -> String {
     id.chars().take(SHORT_ID_CHARS).collect()
 }

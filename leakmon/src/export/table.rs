@@ -311,7 +311,7 @@ impl Page {
 /// How many, one of them, several, and what became of them.
 type Sentence = (u64, &'static str, &'static str, &'static str);
 
-fn sentences(loss: &LossReport) -> [Sentence; 8] {
+fn sentences(loss: &LossReport) -> [Sentence; 10] {
     [
         (
             loss.unmatched_ends,
@@ -342,6 +342,18 @@ fn sentences(loss: &LossReport) -> [Sentence; 8] {
             "hit was",
             "hits were",
             "left out, since there are too many processes.",
+        ),
+        (
+            loss.images_full,
+            "executable is",
+            "executables are",
+            "not probed: there are too many, or no probe could be attached.",
+        ),
+        (
+            loss.processes_unjudged,
+            "process is",
+            "processes are",
+            "not shown, since it had gone before the rules could be asked about it.",
         ),
         (
             loss.stacks_full,

@@ -86,7 +86,7 @@ const TRACEPOINTS: [(&str, &str); 3] = [
 ];
 
 /// Programs that user space runs, attached to nothing.
-const EXECUTED: [&str; 3] = [SWEEP, super::threads::FOUND, sample::PROGRAM];
+const EXECUTED: [&str; 4] = [SWEEP, super::threads::FOUND, sample::PROGRAM, super::exclusion::EXCLUDE];
 
 /// Loaded programs, their maps and their links. Dropping it detaches everything.
 pub struct Kernel {
@@ -184,6 +184,12 @@ impl Kernel {
         self.watched.remove(&tgid);
     }
 
+    /// Whether a process is watched by its number.
+    #[must_use]
+    pub fn is_watched(&self, tgid: u32) -> bool {
+        self.watched.get(&tgid).is_some()
+    }
+
     /// The processes that are watched by number, with their flags.
     #[must_use]
     pub fn watched(&self) -> Vec<(u32, u32)> {
@@ -195,6 +201,16 @@ impl Kernel {
         self.watched.remove(&tgid);
         self.targets.remove(&tgid);
         self.mappings.remove(&tgid);
+    }
+
+    /// Takes a target out whose process has gone, when nobody saw it go.
+    pub fn end_target(&mut self, target: TargetId) {
+        let tgid = target.tgid();
+        // Whoever has the number by now keeps its entry.
+        if self.target(tgid).is_some_and(|entry| entry.target == target.0) {
+            self.targets.remove(&tgid);
+            self.mappings.remove(&tgid);
+        }
     }
 
     /// Stops watching processes by number, so that none is held that nobody would let go.

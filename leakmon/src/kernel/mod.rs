@@ -9,6 +9,7 @@ pub mod clock;
 pub mod code_mappings;
 pub mod detach;
 pub mod event;
+mod exclusion;
 pub mod host;
 pub mod images;
 pub mod load;

@@ -11,7 +11,7 @@ pub use states::States;
 
 use crate::kernel::event::Event;
 use leakmon_ebpf::abi::{AGE_CLASSES, Ages, Cookie, CountKey, CountValue, TargetId, Totals};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Targets that are remembered at once, the dead ones that are still shown included.
 pub const TARGETS_MAX: usize = 8192;
@@ -211,12 +211,14 @@ impl Live {
         }
     }
 
-    /// Drops a target and its stacks.
-    pub fn forget(&mut self, target: TargetId) {
-        if let Some(known) = self.targets.remove(&target) {
-            self.forgotten = sum(self.forgotten, known.totals);
+    /// Drops targets and their stacks.
+    pub fn forget(&mut self, gone: &BTreeSet<TargetId>) {
+        for target in gone {
+            if let Some(known) = self.targets.remove(target) {
+                self.forgotten = sum(self.forgotten, known.totals);
+            }
         }
-        self.stacks.retain(|key, _| key.target != target);
+        self.stacks.retain(|key, _| !gone.contains(&key.target));
     }
 
     /// The targets, by process.

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 const TARGET: TargetId = TargetId(1);
 
@@ -146,7 +147,7 @@ fn what_was_live_at_exit_stays_live_until_it_is_forgotten() {
         time_ns: 9,
     });
     assert_eq!(seen(&live, 5).live(), 2);
-    live.forget(TARGET);
+    live.forget(&BTreeSet::from([TARGET]));
     let left: Vec<_> = live.stacks().map(|(key, _)| key.target).collect();
     assert_eq!(left, [TargetId(2)]);
     assert_eq!(live.targets().map(|(id, _)| id).collect::<Vec<_>>(), [TargetId(2)]);
@@ -167,7 +168,7 @@ fn what_a_forgotten_target_counted_stays_in_the_sum() {
             },
         );
     }
-    live.forget(TARGET);
+    live.forget(&BTreeSet::from([TARGET]));
     assert_eq!(
         live.totals(),
         Totals {

@@ -9,6 +9,7 @@ use super::{debug_file, recency::RecencyTable};
 use crate::targets::processes::{self, Mapping, ProcessError};
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -43,6 +44,14 @@ impl ImageTable {
     #[must_use]
     pub fn open_images(&self) -> usize {
         self.files.len()
+    }
+
+    /// Closes the files that have been deleted and whose image no address space refers to: nothing can map them any more.
+    pub fn release_deleted(&mut self) {
+        let is_deleted = |file: &File| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0);
+        // One reference is the file's own.
+        self.files
+            .retain(|kept| Arc::strong_count(&kept.image) > 1 || !is_deleted(&kept.file));
     }
 
     /// Images given up so far: their addresses keep file name and offset, and get no names unless read anew.

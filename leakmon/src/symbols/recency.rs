@@ -90,13 +90,22 @@ impl<K: Clone + Eq + Hash, V> RecencyTable<K, V> {
 
     /// Forgets all entries that weigh more than `weight`.
     pub fn remove_heavier(&mut self, weight: u64) {
-        let heavier: Vec<K> = self
+        self.keep(|entry| entry.weight <= weight);
+    }
+
+    /// Forgets all entries for whose value `keep` is false.
+    pub fn retain(&mut self, keep: impl Fn(&V) -> bool) {
+        self.keep(|entry| keep(&entry.value));
+    }
+
+    fn keep(&mut self, keep: impl Fn(&Entry<V>) -> bool) {
+        let dropped: Vec<K> = self
             .order
             .values()
-            .filter(|key| self.entries[*key].weight > weight)
+            .filter(|key| !keep(&self.entries[*key]))
             .cloned()
             .collect();
-        for key in &heavier {
+        for key in &dropped {
             self.remove(key);
         }
     }

@@ -5,7 +5,7 @@
 use super::{
     cgroup::{self, Cgroup},
     processes::{self, Mapping, ProcessError},
-    rules::Subject,
+    rules::{Rules, Subject},
 };
 use std::{
     fs::{self, File, Metadata},
@@ -56,6 +56,12 @@ impl FileKey {
         metadata.is_file().then(|| Self::of(&metadata))
     }
 
+    /// Of the executable of a process.
+    #[must_use]
+    pub fn of_program(tgid: u32) -> Option<Self> {
+        Some(Self::of(&fs::metadata(format!("/proc/{tgid}/exe")).ok()?))
+    }
+
     /// Of the file of a mapping of `maps`, through `map_files` or, where that is refused, inside the process's root.
     #[must_use]
     pub fn of_listed(tgid: u32, mapping: &Mapping) -> Option<Self> {
@@ -104,14 +110,18 @@ impl Identity {
         })
     }
 
-    /// What the rules ask about.
-    pub fn subject<'a>(&'a self, exe: &'a mut String) -> Subject<'a> {
-        *exe = self.exe.to_string_lossy().into_owned();
-        Subject {
-            exe,
+    /// Whether the rules want the process. `is_named`: its executable was asked for by its path.
+    #[must_use]
+    pub fn is_wanted(&self, rules: &Rules, is_named: bool) -> bool {
+        let subject = Subject {
+            exe: &self.exe.to_string_lossy(),
             command: &self.command,
             cgroup: &self.cgroup.path,
             uid: self.uid,
+        };
+        match is_named {
+            true => rules.want_named(&subject),
+            false => rules.want(&subject),
         }
     }
 }

@@ -150,8 +150,7 @@ pub fn tgids() -> io::Result<Vec<u32>> {
 /// # Errors
 /// See [`ProcessError`].
 pub fn start_time_ticks(tgid: u32) -> Result<u64, ProcessError> {
-    let (_, ticks) = read_stat(tgid)?;
-    Ok(ticks)
+    Ok(read_stat(tgid)?.started_ticks)
 }
 
 /// A thread that runs.
@@ -182,20 +181,35 @@ pub fn threads(tgid: u32) -> Result<Vec<Thread>, ProcessError> {
 /// One thread of a process; `None` where it does not run any more.
 #[must_use]
 pub fn thread(tgid: u32, tid: u32) -> Option<Thread> {
-    let (state, ticks) = read_stat_at(tgid, &format!("/proc/{tgid}/task/{tid}/stat")).ok()?;
-    // Zombie or dead (`man 5 proc_pid_stat`).
-    if matches!(state, b'Z' | b'X' | b'x') {
+    let stat = read_stat_at(tgid, &format!("/proc/{tgid}/task/{tid}/stat")).ok()?;
+    if stat.has_ended() {
         return None;
     }
     let ns_per_tick = 1_000_000_000 / TICKS_PER_SECOND;
     Some(Thread {
         tid,
-        started_boot_ns: ticks.saturating_mul(ns_per_tick),
+        started_boot_ns: stat.started_ticks.saturating_mul(ns_per_tick),
     })
 }
 
 /// `USER_HZ`, which is 100 on every architecture that leakmon knows (`include/asm-generic/param.h`).
 const TICKS_PER_SECOND: u64 = 100;
+
+/// Whether a process still runs: at least one of its threads is there and not on its way out. It does not any more when the kernel tells
+/// of its end, which is some time before it becomes a zombie.
+#[must_use]
+pub fn lives(tgid: u32) -> bool {
+    let runs = |tid: &str| {
+        let stat = read_stat_at(tgid, &format!("/proc/{tgid}/task/{tid}/stat"));
+        stat.is_ok_and(|stat| !stat.is_ending())
+    };
+    // Mostly it is the first thread that does.
+    runs(&tgid.to_string())
+        || std::fs::read_dir(format!("/proc/{tgid}/task")).is_ok_and(|threads| {
+            let mut threads = threads.take(THREADS_MAX).flatten();
+            threads.any(|thread| thread.file_name().to_str().is_some_and(runs))
+        })
+}
 
 /// The process that a thread belongs to: itself for a group leader (`Tgid` of `/proc/TID/status`).
 ///
@@ -337,7 +351,7 @@ fn open_regular(path: &Path) -> io::Result<Option<File>> {
 fn without_executable(tgid: u32, source: io::Error) -> ProcessError {
     if source.raw_os_error() == Some(libc::ENOENT) {
         return match read_stat(tgid) {
-            Ok((b'Z' | b'X', _)) => ProcessError::Gone { tgid },
+            Ok(stat) if stat.has_ended() => ProcessError::Gone { tgid },
             Ok(_) => ProcessError::NoExecutable { tgid },
             Err(error) => error,
         };
@@ -345,12 +359,37 @@ fn without_executable(tgid: u32, source: io::Error) -> ProcessError {
     ProcessError::new(tgid, "exe", source)
 }
 
-/// State (field 3) and start time (field 22) of `/proc/PID/stat`.
-fn read_stat(tgid: u32) -> Result<(u8, u64), ProcessError> {
+/// What is read of `/proc/PID/stat` (`man 5 proc_pid_stat`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stat {
+    /// Field 3.
+    state: u8,
+    /// Field 9, the bits `PF_*` of `include/linux/sched.h`.
+    flags: u64,
+    /// Field 22.
+    started_ticks: u64,
+}
+
+impl Stat {
+    /// `PF_EXITING`: set first of all that is done at a thread's end (`do_exit` in `kernel/exit.c`).
+    const EXITING: u64 = 4;
+
+    /// Whether it is a zombie or dead.
+    const fn has_ended(self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
+    }
+
+    /// Whether it has ended or is about to.
+    const fn is_ending(self) -> bool {
+        self.has_ended() || self.flags & Self::EXITING != 0
+    }
+}
+
+fn read_stat(tgid: u32) -> Result<Stat, ProcessError> {
     read_stat_at(tgid, &format!("/proc/{tgid}/stat"))
 }
 
-fn read_stat_at(tgid: u32, path: &str) -> Result<(u8, u64), ProcessError> {
+fn read_stat_at(tgid: u32, path: &str) -> Result<Stat, ProcessError> {
     let mut text = Vec::new();
     File::open(path)
         .and_then(|file| file.take(STAT_BYTES_MAX).read_to_end(&mut text))
@@ -361,16 +400,20 @@ fn read_stat_at(tgid: u32, path: &str) -> Result<(u8, u64), ProcessError> {
     })
 }
 
-/// Fields 3 and 22 (`man 5 proc_pid_stat`). The name (field 2) is in parentheses and may hold any byte, so the fields
-/// are counted from the last closing parenthesis.
-fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
+/// The name (field 2) is in parentheses and may hold any byte, so the fields are counted from the last closing parenthesis.
+fn parse_stat(text: &[u8]) -> Option<Stat> {
     let name_end = text.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(text.get(name_end + 1..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
-    // The state is field 3, so 18 lie between it and field 22.
-    let ticks = fields.nth(18)?.parse().ok()?;
-    Some((state, ticks))
+    // Five fields lie between the state and the flags, twelve between those and the time.
+    let flags = fields.nth(5)?.parse().ok()?;
+    let started_ticks = fields.nth(12)?.parse().ok()?;
+    Some(Stat {
+        state,
+        flags,
+        started_ticks,
+    })
 }
 
 /// Reads the text of `maps` line by line, keeping what is executable.

@@ -3,7 +3,7 @@
 //! In: rules from the configuration and the command line, and what is known of a process. Out: yes or no. Pure: [`super::identity`]
 //! does the looking.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// Rules that one configuration may have.
@@ -13,7 +13,7 @@ pub const RULES_MAX: usize = 256;
 const PATTERN_CHARS_MAX: usize = 4096;
 
 /// What a rule asks of a process. All that is given must hold; in patterns `*` stands for any characters, `/` included, and `?` for one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Pattern of the executable's path, as the process sees it.
@@ -181,8 +181,14 @@ impl Rules {
     /// Whether a process is wanted: where there are include rules one of them matches, and no exclude rule does.
     #[must_use]
     pub fn want(&self, subject: &Subject<'_>) -> bool {
-        let any = |rules: &[Compiled]| rules.iter().any(|rule| rule.matches(subject));
-        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+        let included = self.include.is_empty() || self.include.iter().any(|rule| rule.matches(subject));
+        included && self.want_named(subject)
+    }
+
+    /// Whether a process is wanted whose executable was asked for by its path: include rules need not match.
+    #[must_use]
+    pub fn want_named(&self, subject: &Subject<'_>) -> bool {
+        !self.exclude.iter().any(|rule| rule.matches(subject))
     }
 }
 
@@ -264,6 +270,8 @@ mod tests {
         ] {
             assert_eq!(rules(include, exclude).want(&APP), wanted, "{include:?} {exclude:?}");
         }
+        assert!(rules(&["exe=/usr/*"], &["user=0"]).want_named(&APP));
+        assert!(!rules(&[], &["user=33"]).want_named(&APP));
         assert!(rules(&[], &[]).want_all());
         assert!(!rules(&[], &["user=1"]).want_all());
     }

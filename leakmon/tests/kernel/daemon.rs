@@ -50,6 +50,7 @@ impl Daemon {
         }
     }
 
+    /// Where it serves.
     pub(super) fn address(&self) -> &str {
         &self.address
     }

@@ -6,11 +6,13 @@
 
 mod browser;
 mod census;
+mod containers;
 mod counts;
 mod crowd;
 mod daemon;
 mod depth;
 mod descendants;
+mod discovery;
 mod harm;
 mod host;
 mod life;
@@ -22,6 +24,7 @@ mod page;
 mod prometheus;
 mod restart;
 mod service;
+mod slow_clients;
 mod states;
 mod storm;
 mod threads;

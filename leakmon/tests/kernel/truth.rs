@@ -67,7 +67,8 @@ impl Truth {
         self.0["total"]["phase2"]["older_ended"].as_u64().unwrap()
     }
 
-    fn workers(&self) -> Counts {
+    /// The runtime's own tasks.
+    pub(crate) fn workers(&self) -> Counts {
         let workers = self.0["runtime_tasks"].as_u64().unwrap();
         Counts {
             spawned: workers,

@@ -10,26 +10,51 @@ use std::{
 /// A running victim (`--wait`): it says when it is ready and waits to be told. Ended when dropped.
 pub(crate) struct Victim {
     child: Child,
+    /// The victim itself, where `child` is what started it.
+    tgid: u32,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl Victim {
     pub(crate) fn start(path: &Path, arguments: &[&str]) -> Self {
-        let mut child = Command::new(path)
-            .arg("--wait")
-            .args(arguments)
+        Self::spawn(Command::new(path).arg("--wait").args(arguments))
+    }
+
+    /// Starts a command that is a victim with `--wait`, or becomes one.
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let input = child.stdin.take();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Self { child, input, output }
+        Self {
+            tgid: child.id(),
+            child,
+            input,
+            output,
+        }
+    }
+
+    /// The victim is the only child of what was started. It must have said that it is ready.
+    pub(crate) fn into_child(mut self) -> Self {
+        let parent = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+        self.tgid = children.trim().parse().unwrap();
+        self
     }
 
     pub(crate) fn tgid(&self) -> u32 {
-        self.child.id()
+        self.tgid
+    }
+
+    /// Ends it as it is.
+    pub(crate) fn kill(mut self) {
+        super::observer::signal(self.tgid, nix::sys::signal::Signal::SIGKILL);
+        drop(self.input.take());
+        let _status = self.child.wait();
     }
 
     /// Waits until the victim is ready for its next phase.
@@ -61,7 +86,8 @@ impl Drop for Victim {
         // It exits at the end of its input; killed where it is in the middle of something.
         drop(self.input.take());
         if std::thread::panicking() {
-            let _gone = self.child.kill();
+            let tgid = nix::unistd::Pid::from_raw(self.tgid.try_into().unwrap());
+            let _gone = nix::sys::signal::kill(tgid, nix::sys::signal::Signal::SIGKILL);
         }
         let _status = self.child.wait();
     }

@@ -90,6 +90,8 @@ fn losses_are_told_in_words_and_only_if_there_are_any() {
         counts_full: 1,
         paused: 5,
         targets_full: 1,
+        images_full: 2,
+        processes_unjudged: 3,
         untracked_ends: 4,
         stacks_full: 1,
         stacks_truncated: 3,

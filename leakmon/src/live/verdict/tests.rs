@@ -119,7 +119,7 @@ fn what_exited_keeps_its_verdict_until_it_is_forgotten() {
     follow(60..300, &mut live, &mut verdicts, &stacks, |_, _| Some(7));
     assert_eq!(verdicts.verdict(key(TARGET, 7)), Verdict::Suspect);
     assert_eq!(verdicts.verdict(key(OTHER, 7)), Verdict::Steady);
-    live.forget(TARGET);
+    live.forget(&std::collections::BTreeSet::from([TARGET]));
     verdicts.observe(&live, |_| Some(7), 301 * SECOND);
     assert_eq!(verdicts.of(key(TARGET, 7)), Judgement::default());
     assert_eq!(verdicts.verdict(key(OTHER, 7)), Verdict::Steady);

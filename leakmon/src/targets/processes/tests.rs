@@ -109,7 +109,11 @@ fn the_start_time_is_field_22_whatever_the_name() {
     for name in ["app", "a b", "x) S 1 2 (", ")", "tokio-runtime-w"] {
         assert_eq!(
             parse_stat(format!("7 ({name}) {tail}").as_bytes()),
-            Some((b'S', 987_654)),
+            Some(Stat {
+                state: b'S',
+                flags: 6,
+                started_ticks: 987_654
+            }),
             "{name}"
         );
     }
@@ -118,10 +122,24 @@ fn the_start_time_is_field_22_whatever_the_name() {
         "7 (app",
         "7 (app)",
         "7 (app) S 1 2",
+        "7 (app) S 1 2 3 4 5 x 7 8 9 10 11 12 13 14 15 16 17 18 19",
         "7 (app) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 x",
     ] {
         assert_eq!(parse_stat(text.as_bytes()), None, "{text}");
     }
+}
+
+#[test]
+fn a_thread_is_ending_before_it_is_a_zombie() {
+    let stat = |state, flags| Stat {
+        state,
+        flags,
+        started_ticks: 1,
+    };
+    // Other bits are other matters: 0x400000 is PF_RANDOMIZE.
+    assert!(!stat(b'S', 0x0040_0000).is_ending());
+    assert!(stat(b'R', 0x0040_0004).is_ending() && !stat(b'R', 0x0040_0004).has_ended());
+    assert!(stat(b'Z', 0).is_ending() && stat(b'Z', 0).has_ended());
 }
 
 proptest! {
