@@ -9,6 +9,7 @@
 //! | `release` | lets them go |
 //! | `stacks N` | one task that waits for ever from each of N different stacks |
 //! | `load` | goes on spawning as `spawn` does, until the next command; prints `loading` in place of the truth |
+//! | `late` | goes on spawning tasks whose handles are awaited some time after they have finished; else as `load` |
 //! | anything else | nothing |
 
 mod victim;
@@ -22,6 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 use tokio::{
     runtime::Runtime,
@@ -32,6 +34,8 @@ use victim::{Presence, Site};
 
 /// Tasks that are alive at once and then waited for.
 const BATCH: usize = 64;
+/// How late a handle is awaited.
+const LATE: Duration = Duration::from_millis(20);
 /// One of so many tasks leaks.
 const ONE_LEAKS_OF: usize = 1024;
 
@@ -93,8 +97,8 @@ fn main() -> io::Result<()> {
             "hold" => hold(count, &held),
             "release" => release.send_modify(|number| *number += 1),
             "stacks" => (1..=count).for_each(descend),
-            "load" => {
-                load = Some(begin_load(&runtime));
+            "load" | "late" => {
+                load = Some(begin_load(&runtime, command == "late"));
                 victim::say("loading")?;
                 continue;
             }
@@ -119,14 +123,17 @@ struct Load {
 }
 
 #[inline(never)]
-fn begin_load(runtime: &Runtime) -> Load {
+fn begin_load(runtime: &Runtime, late: bool) -> Load {
     let stop = Arc::new(AtomicBool::new(false));
     let until = Arc::clone(&stop);
     let presence = LOAD.enter();
     let task = runtime.spawn(async move {
         let _presence = presence;
         while !until.load(SeqCst) {
-            spawn_all(BATCH).await;
+            match late {
+                true => await_late().await,
+                false => spawn_all(BATCH).await,
+            }
         }
     });
     Load { stop, task }
@@ -152,6 +159,16 @@ async fn spawn_all(count: usize) {
             }
         }
         left -= now;
+    }
+}
+
+/// Spawns a task, and awaits its handle when it has long finished.
+async fn await_late() {
+    let mut handles = Vec::with_capacity(1);
+    SPAWNERS[0](&mut handles, false);
+    tokio::time::sleep(LATE).await;
+    for handle in handles {
+        let _done = handle.await;
     }
 }
 

@@ -9,6 +9,7 @@
 //!    gone, or the allocator has written over it.
 //! 3. What could be the copy of a new task on a stack is left out, and what seems to be alone in its runtime's list and is not: so
 //!    does a freed task look whose memory was used again (`lists`). Since tokio 1.40 the tag of its stage tells too.
+//! 4. A finished task counts as held where it still is a quarter of a second later.
 //!
 //! Time, bytes and places are bounded; what was not read is told by [`Census::share`].
 
@@ -38,6 +39,8 @@ const PLACES_AT_ONCE: usize = 4096;
 const KEPT_CONFIRM: Duration = Duration::from_secs(1);
 /// The moment between two readings.
 const MOMENT: Duration = Duration::from_millis(2);
+/// How long a finished task must be held: who awaits its handle takes it within some turns of the scheduler, on a busy machine too.
+const HELD_CONFIRM: Duration = Duration::from_millis(250);
 /// Ranges in which tasks were found before, at most.
 const ARENAS_MAX: usize = 4096;
 /// Neighbouring places belong to one arena where they are closer than this.
@@ -233,11 +236,12 @@ pub fn take(
             .push(Found::new(place, reading, known || (same && !waited.is_zero())));
     })?;
     without_unlisted(memory, &mut census.tasks)?;
+    without_copies(&mut census.tasks, &regions);
+    without_remains(&mut census.tasks);
+    let waited = waited + without_awaited(memory, layouts, &mut census.tasks)?;
     // What was read is one program's only if it still runs.
     memory.check()?;
 
-    without_copies(&mut census.tasks, &regions);
-    without_remains(&mut census.tasks);
     census.tallies = vec![Tally::default(); layouts.types().len()];
     for task in &census.tasks {
         if let Some(tally) = census.tallies.get_mut(task.layout as usize) {
@@ -385,6 +389,30 @@ fn without_copies(tasks: &mut Vec<Found>, regions: &[Region]) {
         let copy = task.may_be_copy && (on_stack(task.header) || elsewhere.contains(&task.id));
         !copy
     });
+}
+
+/// Leaves out finished tasks that are not held any more a little later: somebody was about to await their handles. Returns how long that
+/// was waited for.
+fn without_awaited(memory: &mut Memory, layouts: &Layouts, tasks: &mut Vec<Found>) -> Result<Duration, MemoryError> {
+    let held = tasks.iter().filter(|task| task.state == State::Held);
+    let places: Vec<Place> = held
+        .map(|task| Place {
+            header: task.header,
+            layout: task.layout,
+        })
+        .collect();
+    if places.is_empty() {
+        return Ok(Duration::ZERO);
+    }
+    std::thread::sleep(HELD_CONFIRM);
+    let mut still = HashSet::new();
+    read_all(memory, layouts, &places, |index, reading| {
+        if reading.state == State::Held {
+            still.insert((places[index].header, reading.id));
+        }
+    })?;
+    tasks.retain(|task| task.state != State::Held || still.contains(&(task.header, task.id)));
+    Ok(HELD_CONFIRM)
 }
 
 /// Leaves out freed tasks whose memory was used again in such a way that the state word looks like one: their stage has been

@@ -4,6 +4,7 @@ use super::{
     crowd::{BUILDS, Crowd, census, states_of},
     host::{self, Build},
     observer::{Attach, leakmon},
+    storm::Storm,
     truth::Report,
 };
 use serde_json::Value;
@@ -73,6 +74,21 @@ fn finished_tasks_that_are_held_are_named_until_they_are_drained() {
     let report = Attach::start(&["-p", &tgid, "--confirm-interval", "20ms"]).report();
     assert_eq!(of_kind(&report, "held", "finishes_in_set"), Vec::<Value>::new());
     assert_eq!(report.target()["census"]["tasks"]["held"], 1);
+}
+
+#[test]
+fn a_finished_task_whose_handle_is_about_to_be_awaited_is_not_held() {
+    let test = "a_finished_task_whose_handle_is_about_to_be_awaited_is_not_held";
+    let Some(path) = host::victim_for(test, "storm") else {
+        return;
+    };
+    let mut storm = Storm::start(&path);
+    storm.await_late();
+    for run in 0..RUNS {
+        assert_eq!(census(storm.tgid())["tasks"]["held"], 0, "run {run}");
+    }
+    storm.command("");
+    storm.end();
 }
 
 #[test]

@@ -45,12 +45,7 @@ impl Ground {
 
     fn daemon(&self, bounds: &str) -> Daemon {
         let config = self.program.with_extension("toml");
-        // What memory says beside the counts is the subject of other tests.
-        std::fs::write(
-            &config,
-            format!("interval = \"200ms\"\ncensus = false\n[bounds]\n{bounds}\n"),
-        )
-        .unwrap();
+        std::fs::write(&config, format!("interval = \"200ms\"\n[bounds]\n{bounds}\n")).unwrap();
         let [config, program, pins] = [&config, &self.program, &self.pins].map(|path| path.to_str().unwrap());
         Daemon::start(&["--config", config, "--exe", program, "--pin", "--pin-dir", pins])
     }

@@ -49,6 +49,11 @@ impl Storm {
         assert_eq!(self.answer("load"), "loading");
     }
 
+    /// Has it spawn until the next command, and await each handle some time after its task has finished.
+    pub(crate) fn await_late(&mut self) {
+        assert_eq!(self.answer("late"), "loading");
+    }
+
     fn answer(&mut self, command: &str) -> String {
         writeln!(self.input.as_mut().unwrap(), "{command}").unwrap();
         let mut line = String::new();
