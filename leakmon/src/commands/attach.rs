@@ -1,6 +1,6 @@
 //! `leakmon attach`: watches running processes for a while.
 
-use super::{Destination, Exit, analyst, inspection, observation, progress::Spinner, rules, settings};
+use super::{Destination, Exit, analyst, observation, progress::Spinner, rules};
 use crate::{
     cli::AttachArgs,
     daemon::{Observer, Watchable},
@@ -21,20 +21,7 @@ pub(super) async fn execute(args: AttachArgs) -> anyhow::Result<Exit> {
         let _scanning = Spinner::new("looking for probe sites");
         Watchable::find(&analyst, &args.exe, &args.pid)?
     };
-    let mut observer = Observer::new(
-        settings(&args.observe),
-        inspection(&args.observe),
-        &args.observe.hide,
-        analyst,
-        None,
-    )?;
-    if args.observe.trace.is_some() {
-        observer.keep_timeline();
-    }
-    observer.allow(&args.observe.allow)?;
-    if let Some(path) = &args.observe.record {
-        observer.record(path)?;
-    }
+    let mut observer = observation::observer(&args.observe, analyst)?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened to")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened to")?;
     let stop = async {

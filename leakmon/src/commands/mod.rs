@@ -17,11 +17,10 @@ mod top;
 
 use crate::{
     analysis::{self, Analyst, Job, self_test::SELF_TEST},
-    cli::{Cli, Command, ObserveArgs, UrlError},
+    cli::{Cli, Command, UrlError},
     config::ConfigError,
-    daemon::InspectionSettings,
     export::{RenderOptions, escape::is_hostile, http::WebConfigError},
-    kernel::{KernelError, Settings},
+    kernel::KernelError,
     memory::{layout::UnknownLayout, reader::MemoryError},
     symbols::{
         hidden::HideError,
@@ -35,7 +34,6 @@ use crate::{
 };
 use anyhow::Context;
 use clap::CommandFactory;
-use leakmon_ebpf::abi::RING_BYTES;
 use nix::unistd::User;
 use std::{
     io::{self, IsTerminal, Write},
@@ -162,34 +160,6 @@ pub fn serve_analyses() -> ExitCode {
 /// Starts the process that starts analyses: before rights are given up.
 fn analyst() -> anyhow::Result<Analyst> {
     Analyst::start(Path::new("/proc/self/exe")).context("the process that starts analyses can't be started")
-}
-
-/// Bytes of the event ring where every birth and end goes through it: 300,000 of them between two looks.
-const TRACE_RING_BYTES: u32 = 1 << 24;
-
-/// What the options of an observation mean to the BPF programs.
-fn settings(args: &ObserveArgs) -> Settings {
-    Settings {
-        walk_stacks: !args.no_stacks,
-        remember_walks: !args.no_memo,
-        empty_programs: args.empty_programs,
-        debug: args.debug_programs,
-        trace: args.trace.is_some(),
-        ring_bytes: if args.trace.is_some() {
-            TRACE_RING_BYTES
-        } else {
-            RING_BYTES
-        },
-        ..Settings::default()
-    }
-}
-
-/// What the options of an observation mean to the reading of memory.
-const fn inspection(args: &ObserveArgs) -> InspectionSettings {
-    InspectionSettings {
-        census: !args.no_census,
-        confirm: args.confirm_interval,
-    }
 }
 
 /// Rules as the stages use them, with this host's users.

@@ -1,4 +1,4 @@
-//! What `run` and `attach` do alike: the wait with its progress, and the report at its end.
+//! What `run` and `attach` do alike: the observer as the options ask for it, the wait with its progress, and the report at its end.
 
 use super::{
     Destination,
@@ -6,13 +6,15 @@ use super::{
     say,
 };
 use crate::{
+    analysis::Analyst,
     cli::{FormatName, ObserveArgs},
-    daemon::Observer,
+    daemon::{InspectionSettings, Observer},
     export::{self, Format, report::Report, trace},
-    kernel::detach,
+    kernel::{Settings, detach},
 };
 use anyhow::Context;
 use indicatif::ProgressBar;
+use leakmon_ebpf::abi::RING_BYTES;
 use std::{
     fs::{File, OpenOptions},
     io::{BufWriter, Write},
@@ -20,6 +22,47 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep_until};
+
+/// Bytes of the event ring where every birth and end goes through it: 300,000 of them between two looks.
+const TRACE_RING_BYTES: u32 = 1 << 24;
+
+/// What the options mean to the BPF programs.
+fn settings(args: &ObserveArgs) -> Settings {
+    Settings {
+        walk_stacks: !args.no_stacks,
+        remember_walks: !args.no_memo,
+        empty_programs: args.empty_programs,
+        debug: args.debug_programs,
+        trace: args.trace.is_some(),
+        ring_bytes: if args.trace.is_some() {
+            TRACE_RING_BYTES
+        } else {
+            RING_BYTES
+        },
+        ..Settings::default()
+    }
+}
+
+/// What the options mean to the reading of memory.
+const fn inspection(args: &ObserveArgs) -> InspectionSettings {
+    InspectionSettings {
+        census: !args.no_census,
+        confirm: args.confirm_interval,
+    }
+}
+
+/// An observer of nothing yet, as the options ask for it.
+pub(super) fn observer(args: &ObserveArgs, analyst: Analyst) -> anyhow::Result<Observer> {
+    let mut observer = Observer::new(settings(args), inspection(args), &args.hide, analyst, None)?;
+    if args.trace.is_some() {
+        observer.keep_timeline();
+    }
+    observer.allow(&args.allow)?;
+    if let Some(path) = &args.record {
+        observer.record(path)?;
+    }
+    Ok(observer)
+}
 
 /// Ends after `duration`, or never without one, and shows on a terminal how long it has been.
 pub(super) fn progress(duration: Option<Duration>, what: &'static str) -> impl Future<Output = ()> {

@@ -4,15 +4,14 @@
 //! signals are passed on, and its exit code is leakmon's.
 
 use super::{
-    Destination, Exit, Unprobeable, analyst, inspection,
+    Destination, Exit, Unprobeable, analyst,
     observation::{self, Conclusion},
     progress::Spinner,
-    say, settings,
+    say,
 };
 use crate::{
     analysis::Analyst,
     cli::RunArgs,
-    daemon::Observer,
     targets::{self, AnalyseError, plan::ProbePlan},
 };
 use anyhow::Context;
@@ -58,20 +57,7 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
         let _scanning = Spinner::new("looking for probe sites");
         analyse(&analyst, &program)?
     };
-    let mut observer = Observer::new(
-        settings(&args.observe),
-        inspection(&args.observe),
-        &args.observe.hide,
-        analyst,
-        None,
-    )?;
-    if args.observe.trace.is_some() {
-        observer.keep_timeline();
-    }
-    observer.allow(&args.observe.allow)?;
-    if let Some(path) = &args.observe.record {
-        observer.record(path)?;
-    }
+    let mut observer = observation::observer(&args.observe, analyst)?;
     if let Some((plan, file)) = found {
         observer.add_image(plan, file, false)?;
     }

@@ -164,7 +164,7 @@ impl Assembly<'_> {
         callsite
     }
 
-    /// What is thought of a callsite; growth that the user expects is none to warn of.
+    /// What is thought of a callsite; what the user expects is none to warn of, be it growth or what is left at the end.
     fn judgement(&self, key: CallsiteKey, location: Option<&ResolvedFrame>, task_type: Option<&str>) -> Judgement {
         let judgement = self.verdicts.of(key);
         let function = location.and_then(|frame| frame.function.as_deref());
@@ -172,12 +172,10 @@ impl Assembly<'_> {
         if !names.any(|name| self.names.is_allowed(name)) {
             return judgement;
         }
-        let evidence = judgement
-            .evidence
-            .map(|evidence| format!("Allowed by a pattern. {evidence}"));
+        let seen = judgement.evidence.map_or_else(String::new, |seen| format!(" {seen}"));
         Judgement {
             verdict: Verdict::Steady,
-            evidence,
+            evidence: Some(format!("Allowed by a pattern.{seen}")),
             ..judgement
         }
     }

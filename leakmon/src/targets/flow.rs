@@ -11,6 +11,8 @@ use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAcc
 use std::collections::{BTreeSet, VecDeque};
 
 mod state;
+#[cfg(test)]
+mod tests;
 
 use state::{CALLER_SAVED, RBP, RSP};
 pub(super) use state::{RAX, RDI, RDX, RSI, State, Value};
@@ -115,9 +117,7 @@ impl<'a> Flow<'a> {
                 continue;
             };
             let range = self.block_range(block);
-            if !self.image.pay(range.len()) {
-                return Err(Unsettled::TooLong);
-            }
+            self.pay(range.len() + state.price())?;
             for instruction in &self.function.instructions[range.clone()] {
                 self.step(&mut state, instruction, &mut info);
                 if instruction.flow_control() == FlowControl::IndirectBranch && frame.is_none() {
@@ -125,6 +125,7 @@ impl<'a> Flow<'a> {
                 }
             }
             for next in self.successors(range.end - 1).collect::<Vec<_>>() {
+                self.pay(state.price())?;
                 let Ok(next) = self.blocks.binary_search(&next) else {
                     continue;
                 };
@@ -134,6 +135,10 @@ impl<'a> Flow<'a> {
             }
         }
         Ok(())
+    }
+
+    fn pay(&self, instructions: usize) -> Result<(), Unsettled> {
+        self.image.pay(instructions).then_some(()).ok_or(Unsettled::TooLong)
     }
 
     /// Merges a state into a block's; says whether that changed it.
@@ -193,9 +198,7 @@ impl<'a> Flow<'a> {
     pub(super) fn state_at(&self, index: usize) -> Option<State> {
         let block = self.blocks.partition_point(|first| *first <= index).checked_sub(1)?;
         let mut state = self.entry_states.get(block)?.clone()?;
-        if !self.image.pay(index - self.blocks[block]) {
-            return None;
-        }
+        self.pay(index - self.blocks[block] + state.price()).ok()?;
         let mut info = InstructionInfoFactory::new();
         for instruction in self.function.instructions.get(self.blocks[block]..index)? {
             self.step(&mut state, instruction, &mut info);

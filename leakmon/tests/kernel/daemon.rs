@@ -98,8 +98,18 @@ impl Daemon {
     }
 
     /// Asks again and again until the report is as it should be.
-    pub(super) fn await_report(&self, what: &str, mut test: impl FnMut(&Report) -> bool) -> Report {
-        let deadline = Instant::now() + PATIENCE;
+    pub(super) fn await_report(&self, what: &str, test: impl FnMut(&Report) -> bool) -> Report {
+        self.await_report_for(PATIENCE, what, test)
+    }
+
+    /// The same for so long.
+    pub(super) fn await_report_for(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut test: impl FnMut(&Report) -> bool,
+    ) -> Report {
+        let deadline = Instant::now() + patience;
         loop {
             let report = self.report();
             if test(&report) {

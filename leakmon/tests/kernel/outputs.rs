@@ -3,6 +3,7 @@
 use super::{
     host,
     observer::{Run, leakmon},
+    truth::Report,
 };
 use std::{
     fs,
@@ -65,6 +66,47 @@ fn a_leak_fails_the_run_and_its_repair_does_not() {
             .lines()
             .any(|line| line.starts_with("grew") && line.contains("handle_conn"))
     );
+}
+
+#[test]
+fn what_the_user_allows_does_not_fail_the_run() {
+    const TEST: &str = "what_the_user_allows_does_not_fail_the_run";
+    let Some(leaky) = host::victim_for(TEST, "leaky_registry") else {
+        return;
+    };
+    // By the task's type, by the function that spawns, and by neither.
+    for (pattern, code, verdict) in [
+        ("leaky_registry::registry::handle_conn::*", 0, "steady"),
+        ("leaky_registry::registry::accept_loop::*", 0, "steady"),
+        ("leaky_registry::registry::heartbeat::*", 3, "suspect"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let report = folder.path().join("report.json");
+        let output = leakmon(&["run", "--fail-on-leak", "--allow", pattern, "--format", "json", "-o"])
+            .arg(&report)
+            .arg("--")
+            .arg(&leaky)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(code), "{pattern}: {}", said(&output));
+        let report = Report::parse(&fs::read_to_string(report).unwrap());
+        let callsites = report.callsites();
+        let leak = callsites
+            .iter()
+            .find(|site| {
+                site["task_type"]
+                    .as_str()
+                    .is_some_and(|name| name.contains("handle_conn"))
+            })
+            .unwrap();
+        assert_eq!(
+            (&leak["verdict"], &leak["live"]),
+            (&verdict.into(), &43.into()),
+            "{leak:#}"
+        );
+        let allowed = leak["evidence"].as_str().unwrap().starts_with("Allowed by a pattern.");
+        assert_eq!(allowed, code == 0, "{leak:#}");
+    }
 }
 
 #[test]

@@ -1,80 +1,6 @@
-//! `leakmon top` in a terminal: tmux stands in for one, keeps its screen, and takes keys.
+//! `leakmon top` in a terminal.
 
-use super::{host, victim::Victim};
-use std::{
-    process::Command,
-    thread::sleep,
-    time::{Duration, Instant},
-};
-
-/// What is awaited comes within two seconds.
-const PATIENCE: Duration = Duration::from_secs(40);
-
-/// A tmux server of its own, with one terminal.
-struct Tmux(String);
-
-impl Tmux {
-    /// Runs a shell command in a terminal of this size; `None` where there is no tmux.
-    fn start(width: u16, height: u16, command: &str) -> Option<Self> {
-        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let tmux = Self(format!("leakmon-test-{}-{number}", std::process::id()));
-        Command::new("tmux").arg("-V").output().ok()?;
-        let size = [width.to_string(), height.to_string()];
-        tmux.run(&[
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-x",
-            &size[0],
-            "-y",
-            &size[1],
-            command,
-        ]);
-        Some(tmux)
-    }
-
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = Command::new("tmux")
-            .env("LC_ALL", "C.UTF-8")
-            .args(["-u", "-L", &self.0])
-            .args(arguments)
-            .output()
-            .unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {error}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn screen(&self) -> String {
-        self.run(&["capture-pane", "-p"])
-    }
-
-    fn keys(&self, keys: &[&str]) {
-        self.run(&[&["send-keys"], keys].concat());
-    }
-
-    /// Waits for a screen of which this is true.
-    fn await_screen(&self, what: &str, holds: impl Fn(&str) -> bool) -> String {
-        let begin = Instant::now();
-        loop {
-            let screen = self.screen();
-            if holds(&screen) {
-                return screen;
-            }
-            assert!(begin.elapsed() < PATIENCE, "{what}, but there is:\n{screen}");
-            // tidy: a terminal does not tell when it changes
-            sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-impl Drop for Tmux {
-    fn drop(&mut self) {
-        let _gone = Command::new("tmux").args(["-L", &self.0, "kill-server"]).output();
-    }
-}
+use super::{host, terminal::Tmux, victim::Victim};
 
 /// The first row of callsites: the line below the heading.
 fn first_row(screen: &str) -> &str {
@@ -95,8 +21,7 @@ fn top_shows_the_leak_and_leaves_the_terminal_as_it_was() {
         "stty -g; {leakmon} top -p {}; echo code $?; stty -g; exec cat",
         victim.tgid()
     );
-    let Some(tmux) = Tmux::start(60, 15, &command) else {
-        host::skip(NAME, "tmux is not installed: run `cargo xtask setup`");
+    let Some(tmux) = Tmux::start(NAME, 60, 15, &command) else {
         return;
     };
     tmux.await_screen("probes are attached", |screen| screen.contains("attached: 0 live"));

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 /// Stack slots that are followed at once; more are forgotten.
 const SLOTS_MAX: usize = 256;
+/// Slots that are copied or compared in the time of following one instruction, about.
+const SLOTS_PER_INSTRUCTION: usize = 4;
 
 /// Machine encodings.
 pub(in crate::targets) const RAX: u8 = 0;
@@ -63,6 +65,11 @@ impl State {
             }
         }
         state
+    }
+
+    /// What it costs to copy or compare this state, in instructions.
+    pub(super) fn price(&self) -> usize {
+        self.slots.len() / SLOTS_PER_INSTRUCTION
     }
 
     pub(in crate::targets) fn register(&self, register: u8) -> Value {
