@@ -5,7 +5,10 @@
 use super::is_task;
 use crate::{
     daemon::Observer,
-    kernel::{clock::monotonic_ns, sample},
+    kernel::{
+        clock::{monotonic_ns, thread_cpu_time},
+        sample,
+    },
     live::{StackKey, States},
     memory::{
         census::Tally,
@@ -18,16 +21,18 @@ use leakmon_ebpf::abi::{CountKey, Sample, TargetId, Wanted};
 use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
-/// How often states are read, unless they are confirmed sooner. Sampling visits every live task, so the next waits at least [`SAMPLE_REST`] times as long as it took.
+/// How often states are read, unless they are confirmed sooner. Sampling visits every live task, so the next waits at least
+/// [`SAMPLE_REST`] times the processor time that it took: on a busy host the same work takes longer, and is no more.
 const STATES_INTERVAL: Duration = Duration::from_secs(2);
 const SAMPLE_REST: u32 = 200;
 /// Tasks of one stack whose states are read, the oldest where there are more.
 const STACK_SAMPLES_MAX: u64 = 4096;
 const STACK_SAMPLES_MIN: u64 = 16;
+
 impl Observer {
     /// Asks for the states of live tasks, each stack's oldest.
     pub(super) fn ask_states(&mut self) {
-        let began = Instant::now();
+        let began = thread_cpu_time();
         let now_ns = monotonic_ns();
         let mut stacks: Vec<(StackKey, u64, Option<u64>)> = self
             .live
@@ -71,7 +76,7 @@ impl Observer {
         });
         let rest = STATES_INTERVAL
             .min(self.inspection.settings.confirm)
-            .max(began.elapsed() * SAMPLE_REST);
+            .max(thread_cpu_time().saturating_sub(began) * SAMPLE_REST);
         self.inspection.next_states = Instant::now() + rest;
         self.inspection.unconfirmed = false;
         for (target, known) in by_target(&self.inspection.groups, &samples) {
