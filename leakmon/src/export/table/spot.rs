@@ -22,7 +22,7 @@ pub(in crate::export) fn stacked(type_name: Option<&str>, location: Option<&Spot
     match (type_name, location) {
         (Some(type_name), Some(spot)) => vec![
             shorten::rust_name(type_name, room).into_owned(),
-            format!("{BEFORE}{}", spot.fit(room - BEFORE.len())),
+            format!("{BEFORE}{}", spot.fit(room.saturating_sub(BEFORE.len()))),
         ],
         _ => vec![beside(type_name, location, room)],
     }

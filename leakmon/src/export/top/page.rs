@@ -38,7 +38,9 @@ pub fn draw(frame: &mut Frame<'_>, view: &View) {
     // A quarter of the screen at most.
     let processes = processes.min(PROCESSES_MAX).min(usize::from(area.height / 4)) as u16;
     let rest = area.height.saturating_sub(3 + processes);
-    let details = (rest * 2 / 5).min(rest.saturating_sub(CALLSITES_MIN));
+    // Half of it, and what the list leaves.
+    let spare = rest.saturating_sub(view.shown.len().try_into().unwrap_or(u16::MAX));
+    let details = (rest / 2).max(spare).min(rest.saturating_sub(CALLSITES_MIN));
     let [title, targets, header, rows, detail, help] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(processes),
@@ -60,7 +62,21 @@ pub fn draw(frame: &mut Frame<'_>, view: &View) {
 /// What a callsite is called.
 pub(super) fn name(callsite: &CallsiteReport) -> String {
     let type_name = callsite.task_type.as_deref().map(escape::name);
-    spot::beside(type_name.as_deref(), Spot::of_callsite(callsite).as_ref(), usize::MAX)
+    let spot = Spot::of_callsite(callsite);
+    if type_name.is_none() && spot.is_none() {
+        return format!("[{}]", callsite.kind);
+    }
+    spot::beside(type_name.as_deref(), spot.as_ref(), usize::MAX)
+}
+
+/// The same on one line, or on two where it is wider: where a task is spawned is what one looks for.
+fn title(callsite: &CallsiteReport, width: usize) -> Vec<String> {
+    let whole = name(callsite);
+    if shorten::columns(&whole) <= width {
+        return vec![whole];
+    }
+    let type_name = callsite.task_type.as_deref().map(escape::name);
+    spot::stacked(type_name.as_deref(), Spot::of_callsite(callsite).as_ref(), width)
 }
 
 /// What a callsite is called, in a row of a list: whole, or the task type alone, or the end of its path.
@@ -286,9 +302,8 @@ fn draw_detail(frame: &mut Frame<'_>, view: &View, area: Rect) {
         return;
     };
     let width = usize::from(area.width);
-    let mut lines = vec![Line::from(
-        shorten::rust_name(&name(callsite), width).into_owned().bold(),
-    )];
+    let title = title(callsite, width).into_iter();
+    let mut lines: Vec<Line<'_>> = title.map(|line| Line::from(line.bold())).collect();
     if let Some(evidence) = callsite.evidence.as_deref() {
         let evidence = escape::name(evidence).into_owned();
         lines.extend(
