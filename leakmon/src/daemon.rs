@@ -301,7 +301,9 @@ impl Observer {
         self.let_go_after_loss();
         self.earlier_threads.look_again(&mut self.kernel);
         self.forget_bystanders();
-        let sweep = if Instant::now() >= self.next_sweep {
+        // A sweep walks the whole table, be it empty.
+        let is_idle = self.live.targets().next().is_none() && !self.kernel.is_purging();
+        let sweep = if !is_idle && Instant::now() >= self.next_sweep {
             self.sweep()
         } else {
             None

@@ -38,8 +38,12 @@ impl Observer {
             }
         }
         for (_, entry) in self.kernel.targets() {
+            let target = TargetId(entry.target);
+            if entry.whole == 0 {
+                self.inspection.see_running(target);
+            }
             self.take_event(&Event::Target {
-                target: TargetId(entry.target),
+                target,
                 time_ns: entry.since_ns,
             });
         }

@@ -78,6 +78,9 @@ impl Kernel {
     /// # Errors
     /// Where the kernel can't run the program.
     pub fn sample(&mut self, wanted: &[(CountKey, Wanted)]) -> Result<Vec<Sample>, KernelError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
         self.samples.clear();
         for (key, value) in wanted.iter().take(STACKS_MAX) {
             let inserted = self.samples.wanted.insert(key, value);

@@ -65,6 +65,12 @@ impl Kernel {
         }
     }
 
+    /// Whether a sweep is due that drops the tasks of forgotten targets.
+    #[must_use]
+    pub const fn is_purging(&self) -> bool {
+        !self.purge.next.is_empty() || !self.purge.waiting.is_empty()
+    }
+
     /// Targets of which live tasks stay in the table for want of room.
     #[must_use]
     pub const fn purges_refused(&self) -> u64 {

@@ -25,7 +25,7 @@ const AGE_SLACK: Duration = Duration::from_secs(1);
 struct Ground {
     pins: PathBuf,
     program: PathBuf,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Ground {
@@ -39,15 +39,25 @@ impl Ground {
         Some(Self {
             pins: PathBuf::from(format!("/sys/fs/bpf/leakmon_test_{}_{number}", std::process::id())),
             program,
-            _folder: folder,
+            folder,
         })
     }
 
+    /// A daemon that watches the program.
     fn daemon(&self, bounds: &str) -> Daemon {
+        self.start(bounds, &["--exe", self.program.to_str().unwrap()])
+    }
+
+    /// A daemon that searches for programs in the folder.
+    fn search(&self) -> Daemon {
+        self.start("", &["--include", &format!("exe={}/*", self.folder.path().display())])
+    }
+
+    fn start(&self, bounds: &str, what: &[&str]) -> Daemon {
         let config = self.program.with_extension("toml");
         std::fs::write(&config, format!("interval = \"200ms\"\n[bounds]\n{bounds}\n")).unwrap();
-        let [config, program, pins] = [&config, &self.program, &self.pins].map(|path| path.to_str().unwrap());
-        Daemon::start(&["--config", config, "--exe", program, "--pin", "--pin-dir", pins])
+        let [config, pins] = [&config, &self.pins].map(|path| path.to_str().unwrap());
+        Daemon::start(&[&["--config", config, "--pin", "--pin-dir", pins], what].concat())
     }
 
     fn clean_up(&self) -> Output {
@@ -174,6 +184,60 @@ fn what_ended_in_the_gap_is_dropped_and_what_began_is_counted() {
         of_victim(report, second.tgid()) == Some(later.total())
     });
     second.end();
+    daemon.stop();
+}
+
+#[test]
+fn a_process_of_an_unknown_image_that_began_in_the_gap_is_partial() {
+    let Some(ground) = Ground::new("a_process_of_an_unknown_image_that_began_in_the_gap_is_partial") else {
+        return;
+    };
+    let daemon = ground.daemon("");
+    let mut first = Storm::start(&ground.program);
+    warm_up(&daemon, &mut first);
+    let before = first.command("hold 50");
+    await_truth(&daemon, &first, &before);
+    daemon.kill();
+    // One of the image that was known, one of another.
+    let unknown = ground.folder.path().join("unknown");
+    std::fs::copy(&ground.program, &unknown).unwrap();
+    let (mut known, mut unknown) = (Storm::start(&ground.program), Storm::start(&unknown));
+    let (of_known, of_unknown) = (known.command("hold 30"), unknown.command("hold 20"));
+    let daemon = ground.search();
+    let status = |report: &Report, storm: &Storm| {
+        let targets = report.0["targets"].as_array().unwrap();
+        let target = targets.iter().find(|target| target["pid"] == storm.tgid())?;
+        Some((target["status"].as_str()?.to_owned(), target["reason"].to_string()))
+    };
+    let report = daemon.await_report("all three", |report| {
+        of_victim(report, first.tgid()) == Some(before.total())
+            && of_victim(report, known.tgid()) == Some(of_known.total())
+            && status(report, &unknown).is_some()
+    });
+    for storm in [&first, &known] {
+        assert_eq!(status(&report, storm).unwrap().0, "attached");
+    }
+    let (word, reason) = status(&report, &unknown).unwrap();
+    assert!(word == "partial" && reason.contains("restarted"), "{word}: {reason}");
+    // What is born from now on is counted exactly.
+    let later = unknown.command("spawn 100").total().spawned - of_unknown.total().spawned;
+    daemon.await_report("later tasks", |report| {
+        of_victim(report, unknown.tgid()).unwrap_or_default().spawned == later
+    });
+    // What is older than the attach is still so after another restart.
+    let older = |report: &Report| {
+        let targets = report.0["targets"].as_array().unwrap();
+        let target = targets.iter().find(|target| target["pid"] == unknown.tgid())?;
+        target["census"]["older"]["live"].as_u64()
+    };
+    let found = older(&daemon.await_report("older tasks", |report| older(report).is_some())).unwrap();
+    assert!(found >= 20, "{found}");
+    daemon.kill();
+    let daemon = ground.search();
+    daemon.await_report("the same older tasks", |report| older(report) == Some(found));
+    for storm in [first, known, unknown] {
+        storm.end();
+    }
     daemon.stop();
 }
 
