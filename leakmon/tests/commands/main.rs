@@ -178,7 +178,6 @@ fn a_report_that_cannot_be_written_is_refused_before_the_command_starts() {
 fn usage_errors_are_not_probing_errors() {
     refuses(&["attach"], USAGE, &["--pid"]);
     refuses(&["run"], USAGE, &["CMD"]);
-    refuses(&["daemon"], USAGE, &["nothing to watch"]);
     refuses(
         &["daemon", "--config", "/nonexistent.toml"],
         USAGE,
