@@ -130,14 +130,15 @@ pub fn ask_for_mappings(current: Current, now_ns: u64) {
 }
 
 /// Counts an end whose birth is not in `LIVE`. In a target that was seen at its entry point no task is older, so what ends is
-/// a task that was not tracked; elsewhere nobody can tell.
+/// a task that was not tracked; elsewhere nobody can tell. Of a target that was paused not every birth that was left out was counted.
 #[inline(always)]
 pub fn count_unmatched_end(current: Current) {
     let Some(totals) = TOTALS.get_ptr_mut(current.target) else {
         return;
     };
     unsafe {
-        if (*current.entry).whole != 0 && (*totals).untracked_ends < (*totals).untracked {
+        let was_paused = (*current.entry).paused_until_ns != 0;
+        if (*current.entry).whole != 0 && (was_paused || (*totals).untracked_ends < (*totals).untracked) {
             atomic::add(&raw mut (*totals).untracked_ends, 1);
         } else {
             atomic::add(&raw mut (*totals).unmatched_ends, 1);

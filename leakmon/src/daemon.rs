@@ -13,6 +13,7 @@ mod images;
 mod inspection;
 mod judgement;
 mod names;
+mod pausing;
 mod processes;
 mod proof;
 mod publication;
@@ -49,6 +50,7 @@ use inspection::Inspection;
 use judgement::Judgement;
 use leakmon_ebpf::abi::TargetId;
 use names::Names;
+use pausing::Resting;
 use processes::Processes;
 use proof::Proofs;
 use publication::Publisher;
@@ -90,6 +92,7 @@ pub struct Observer {
     unwinding: Unwinding,
     earlier_threads: EarlierThreads,
     proofs: Proofs,
+    resting: Resting,
     inspection: Inspection,
     arrivals: Arrivals,
     judgement: Judgement,
@@ -135,6 +138,7 @@ impl Observer {
             analyst,
             earlier_threads: EarlierThreads::default(),
             proofs: Proofs::default(),
+            resting: Resting::default(),
             inspection: Inspection::new(inspection)?,
             arrivals: Arrivals::default(),
             judgement: Judgement::default(),
@@ -259,6 +263,7 @@ impl Observer {
                 }
                 self.earlier_threads.see(target, &mut self.kernel);
                 self.make_sure_of(target);
+                self.wake_for(target);
             }
             Event::Proof(proof) => self.judge(&proof),
             Event::Miss { target } => self.unwinding.see(target, &mut self.kernel),
@@ -290,7 +295,7 @@ impl Observer {
             tracing::warn!("{}", failure.reason);
             self.images.drop_site(failure.site, failure.reason);
             if let Some(links) = self.kernel.take_site(number, index) {
-                detach::on_thread(links);
+                let _in_its_time = detach::on_thread(links);
             }
         }
     }
@@ -309,6 +314,7 @@ impl Observer {
             None
         };
         self.read(sweep);
+        self.rest();
         self.inspect();
         self.reconcile();
     }

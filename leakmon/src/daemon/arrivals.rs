@@ -317,7 +317,7 @@ impl Observer {
             }
         }
         if let Some(links) = self.kernel.take_links(number) {
-            detach::on_thread(links);
+            let _in_its_time = detach::on_thread(links);
         }
         tracing::info!(
             "{} is not watched any more: no process runs it",

@@ -229,6 +229,13 @@ impl Images {
         self.find_file(device, inode).map(|(_, image)| image)
     }
 
+    /// Notes since when all births of an image are seen; `u64::MAX`: they are not.
+    pub(super) fn set_attached(&mut self, number: u32, at_ns: u64) {
+        if let Some(image) = self.images.get_mut(&number) {
+            image.attached_ns = at_ns;
+        }
+    }
+
     /// The image of a cookie.
     #[must_use]
     pub(super) fn of_cookie(&self, cookie: Cookie) -> Option<&Image> {

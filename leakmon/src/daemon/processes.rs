@@ -14,7 +14,7 @@ use crate::{
     },
 };
 use leakmon_ebpf::abi::TargetId;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 /// Processes that can't be watched but are shown, at most.
 const REFUSED_MAX: usize = 1024;
@@ -49,7 +49,7 @@ pub(super) struct Processes {
     mapped: HashMap<TargetId, u32>,
     refused: Vec<Refused>,
     threads_only: HashMap<TargetId, Refused>,
-    late: HashSet<TargetId>,
+    late: HashMap<TargetId, &'static str>,
     /// Processes that can't be watched and found no room to be shown.
     pub(super) not_shown: u64,
 }
@@ -122,9 +122,9 @@ impl Processes {
         }
     }
 
-    /// Notes a target that was running before its image was probed, when nobody was there to do so.
-    pub(super) fn note_late(&mut self, target: TargetId) {
-        self.late.insert(target);
+    /// Notes a target of which births were missed at its beginning, and why.
+    pub(super) fn note_late(&mut self, target: TargetId, why: &'static str) {
+        self.late.insert(target, why);
     }
 
     /// How well a target is watched, and why not better. `shortfall` is its image's.
@@ -135,10 +135,7 @@ impl Processes {
         shortfall: Option<String>,
         now_ns: u64,
     ) -> (TargetStatus, Option<String>) {
-        let late = self.late.contains(&id).then(|| {
-            "it ran before its probes were attached, when leakmon was restarted: what was born until then is not counted"
-                .to_owned()
-        });
+        let late = self.late.get(&id).map(|why| (*why).to_owned());
         status(shortfall.or(late), target, now_ns)
     }
 
@@ -162,7 +159,7 @@ impl Processes {
         self.known.retain(|target, _| !gone.contains(target));
         self.mapped.retain(|target, _| !gone.contains(target));
         self.threads_only.retain(|target, _| !gone.contains(target));
-        self.late.retain(|target| !gone.contains(target));
+        self.late.retain(|target, _| !gone.contains(target));
     }
 }
 
@@ -187,13 +184,15 @@ fn status(shortfall: Option<String>, target: &Target, now_ns: u64) -> (TargetSta
     if now_ns < target.paused_until_ns && target.exited_ns.is_none() {
         let seconds = (target.paused_until_ns - now_ns).div_ceil(1_000_000_000);
         let reason = format!(
-            "it had more hits than it may have, so births are not counted for {seconds} s more ({untracked} so far); \
+            "it had more hits than it may have, so births are not counted for {seconds} s more ({untracked} or more so far); \
              what was counted before stays right"
         );
         return (TargetStatus::Paused, Some(reason));
     }
+    // The probes of births are off for most of a pause.
+    let more = if target.paused_until_ns > 0 { " or more" } else { "" };
     let left_out = (untracked > 0).then(|| {
-        format!("{untracked} births were not counted, since it was paused or a table was full; all that was counted is right")
+        format!("{untracked}{more} births were not counted, since it was paused or a table was full; all that was counted is right")
     });
     match shortfall.or(left_out) {
         None => (TargetStatus::Attached, None),

@@ -178,7 +178,7 @@ impl Observer {
             analyses: analyses.outcomes().collect(),
             analyses_not_repeated: analyses.remembered,
             analysis_peak_bytes: analyses.peak_bytes,
-            cheap_sites: self.kernel.attached_sites() as u64 - slow_sites,
+            cheap_sites: (self.kernel.attached_sites() as u64).saturating_sub(slow_sites),
             slow_sites,
             census_seconds: self.inspection.census_took.as_secs_f64(),
             census_bytes_read: self.inspection.bytes_read,

@@ -19,6 +19,10 @@ const TABLES_WAIT: Duration = Duration::from_secs(10);
 /// Libraries of a process that are looked at; large desktop programs map some 300.
 const LIBRARIES_MAX: usize = 512;
 
+/// Why a target is partial that began while no daemon ran.
+const IN_THE_GAP: &str =
+    "it ran before its probes were attached, when leakmon was restarted: what was born until then is not counted";
+
 /// What can be watched, found out before anything is attached.
 #[derive(Debug, Default)]
 pub struct Watchable {
@@ -244,7 +248,7 @@ impl Observer {
     /// After a restart, a process of an image that the earlier daemon did not know may have run in the gap.
     pub(super) fn note_late(&mut self, tgid: u32) {
         if let Some(entry) = self.kernel.target(tgid).filter(|_| self.kernel.has_resumed()) {
-            self.processes.note_late(TargetId(entry.target));
+            self.processes.note_late(TargetId(entry.target), IN_THE_GAP);
         }
     }
 

@@ -38,6 +38,31 @@ pub struct Links {
     sites: BTreeMap<usize, UProbeLink>,
     /// Sites whose links are pinned, and so are not this process's to hold.
     pinned: BTreeSet<usize>,
+    /// Links that were pinned until they were taken out of use.
+    released: Vec<FdLink>,
+}
+
+impl Links {
+    /// Closes the links, as many at once as there are lanes, and returns when the probes are gone.
+    pub(super) fn close(self, lanes: usize) {
+        let Self {
+            entry, sites, released, ..
+        } = self;
+        drop(entry);
+        let (mut sites, mut released) = (sites.into_values(), released.into_iter());
+        let each = (sites.len() + released.len()).div_ceil(lanes);
+        std::thread::scope(|scope| {
+            for _ in 0..lanes {
+                let lane: (Vec<_>, Vec<_>) = (
+                    sites.by_ref().take(each).collect(),
+                    released.by_ref().take(each).collect(),
+                );
+                if !lane.0.is_empty() || !lane.1.is_empty() {
+                    scope.spawn(move || drop(lane));
+                }
+            }
+        });
+    }
 }
 
 /// Who an image is to the programs, and for whom its sites count.
@@ -97,8 +122,7 @@ impl Kernel {
     /// # Errors
     /// Where the programs are not there.
     pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<Attached, KernelError> {
-        // Through the descriptor the probe reaches exactly the file that was analysed, whatever its path names now.
-        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let path = descriptor_path(file);
         self.note_image(plan, image)?;
         let pinned = self.pins.as_ref().map(Pins::links).unwrap_or_default();
         let mut links = Links::default();
@@ -108,6 +132,71 @@ impl Kernel {
             let link = self.attach_entry(&path, file_offset, image)?;
             links.entry = keep(link, self.pins.as_ref(), &entry_name(image))?;
         }
+        let all: Vec<usize> = (0..plan.sites.len()).collect();
+        let outcome = self.attach_sites(plan, file, image, &all, &mut links)?;
+        self.links.insert(image.number, links);
+        Ok(outcome)
+    }
+
+    /// Takes the probes of births off an image: they are gone where what is returned has been dropped, which takes long. Ends go on being
+    /// seen.
+    #[must_use]
+    pub fn take_births(&mut self, number: u32, plan: &ProbePlan) -> Links {
+        let mut taken = Links::default();
+        let Some(links) = self.links.get_mut(&number) else {
+            return taken;
+        };
+        for (index, _) in plan
+            .sites
+            .iter()
+            .enumerate()
+            .filter(|(_, site)| site.role == Role::Birth)
+        {
+            if let Some(link) = links.sites.remove(&index) {
+                taken.sites.insert(index, link);
+            }
+            let pins = self.pins.as_ref().filter(|_| links.pinned.contains(&index));
+            if let Some(link) = pins.and_then(|pins| pins.release(&site_name(number, index))) {
+                links.pinned.remove(&index);
+                taken.released.push(link);
+            }
+        }
+        taken
+    }
+
+    /// Puts the probes of births back that [`Self::take_births`] took off, those among `sites` (indices in the plan). They must be gone,
+    /// else a birth would be counted twice.
+    ///
+    /// # Errors
+    /// Where the programs are not there.
+    pub fn attach_births(
+        &mut self,
+        plan: &ProbePlan,
+        file: &File,
+        number: u32,
+        sites: &[usize],
+    ) -> Result<Attached, KernelError> {
+        let is_birth = |index: &usize| plan.sites.get(*index).is_some_and(|site| site.role == Role::Birth);
+        let births: Vec<usize> = sites.iter().copied().filter(is_birth).collect();
+        let every_process = self.images.get(&number).is_some_and(|image| image.every_process != 0);
+        let mut links = self.links.remove(&number).unwrap_or_default();
+        let image = ImageNumber { number, every_process };
+        let outcome = self.attach_sites(plan, file, image, &births, &mut links);
+        self.links.insert(number, links);
+        outcome
+    }
+
+    /// Attaches the sites with these indices, ends first.
+    fn attach_sites(
+        &mut self,
+        plan: &ProbePlan,
+        file: &File,
+        image: ImageNumber,
+        indices: &[usize],
+        links: &mut Links,
+    ) -> Result<Attached, KernelError> {
+        let path = descriptor_path(file);
+        let pinned = self.pins.as_ref().map(Pins::links).unwrap_or_default();
         let mut outcome = Attached::default();
         for role in [Role::Freed, Role::End, Role::Birth] {
             let name = match (self.settings.empty_programs, role) {
@@ -116,7 +205,10 @@ impl Kernel {
                 (false, Role::End | Role::Freed) => END,
             };
             let uprobe: &mut UProbe = program(&mut self.ebpf, name)?;
-            for (index, site) in plan.sites.iter().enumerate().filter(|(_, site)| site.role == role) {
+            let sites = indices
+                .iter()
+                .filter_map(|index| Some((*index, plan.sites.get(*index)?)));
+            for (index, site) in sites.filter(|(_, site)| site.role == role) {
                 let link_name = site_name(image.number, index);
                 if pinned.contains(&link_name) {
                     links.pinned.insert(index);
@@ -149,7 +241,6 @@ impl Kernel {
                 }
             }
         }
-        self.links.insert(image.number, links);
         Ok(outcome)
     }
 
@@ -204,6 +295,11 @@ impl Kernel {
             .map(|links| links.sites.len() + links.pinned.len())
             .sum()
     }
+}
+
+/// Through the descriptor a probe reaches exactly the file that was analysed, whatever its path names now.
+fn descriptor_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Gives a link back to be held, or has it pinned: then it stays when this process ends.

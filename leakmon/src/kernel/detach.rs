@@ -6,19 +6,26 @@
 
 use super::{Kernel, attach::Links};
 use nix::unistd::{ForkResult, fork, pipe, setsid};
-use std::os::fd::{AsRawFd, RawFd};
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    thread::JoinHandle,
+};
 
 /// Probes that may as well be closed at once.
 const AT_ONCE_MAX: usize = 1;
 
-/// Closes an image's probes on a thread of its own, while this process goes on watching others.
-pub fn on_thread(links: Links) {
+/// Probes that are closed at once: they wait for the same grace periods.
+const LANES: usize = 8;
+
+/// Closes an image's probes on a thread of its own, while this process goes on watching others. They are gone when the thread has ended;
+/// `None` where they were closed here, since there is no thread.
+pub fn on_thread(links: Links) -> Option<JoinHandle<()>> {
     let spawned = std::thread::Builder::new()
         .name("detach".to_owned())
-        .spawn(move || drop(links));
-    if let Err(error) = spawned {
-        tracing::debug!("no thread to close the probes, so they were closed here: {error}");
-    }
+        .spawn(move || links.close(LANES));
+    spawned
+        .inspect_err(|error| tracing::debug!("no thread to close the probes, so they were closed here: {error}"))
+        .ok()
 }
 
 /// Gives the probes to a child that closes them once this process no longer holds them, and returns at once. Should the

@@ -12,7 +12,7 @@
 use super::{Settings, object};
 use aya::{
     maps::{Array, Map, MapData},
-    programs::links::FdLink,
+    programs::links::{FdLink, PinnedLink},
 };
 use leakmon_ebpf::abi::{ABI_VERSION, Meta};
 use nix::{
@@ -190,6 +190,11 @@ impl Pins {
                 source: io::Error::other(error),
             }),
         }
+    }
+
+    /// Takes a pinned link back: its probe goes where what is returned is dropped. `None` where it can't be had; then it stays as it is.
+    pub(super) fn release(&self, name: &str) -> Option<FdLink> {
+        PinnedLink::from_pin(self.link(name)).ok()?.unpin().ok()
     }
 
     /// Names of the links that are pinned.

@@ -21,6 +21,7 @@ mod observer;
 mod outputs;
 mod overload;
 mod page;
+mod pause;
 mod progress;
 mod prometheus;
 mod restart;

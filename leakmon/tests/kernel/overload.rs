@@ -237,6 +237,11 @@ fn a_process_with_too_many_hits_is_paused_and_right_afterwards() {
         return;
     };
     let tgid = watched.storm.tgid();
+    // Beside one that is not paused the probes stay, so each birth is counted or left out.
+    let beside = Storm::start(&watched.program);
+    watched
+        .daemon
+        .await_report("the other process", |report| of_victim(report, beside.tgid()).is_some());
     let truth = watched.storm.command("spawn 12500");
     let paused = watched.daemon.await_report("the pause", |report| {
         report.0["targets"]
@@ -267,6 +272,7 @@ fn a_process_with_too_many_hits_is_paused_and_right_afterwards() {
     let later = watched.storm.command("spawn 100");
     let report = watched.await_task("later tasks", minus(&later, untracked, ends));
     assert_eq!(report.loss("paused"), untracked);
+    beside.end();
     watched.storm.end();
     watched.daemon.stop();
 }

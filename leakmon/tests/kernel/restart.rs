@@ -22,14 +22,14 @@ const RESTARTS: usize = 20;
 const AGE_SLACK: Duration = Duration::from_secs(1);
 
 /// A directory of pins that no other test uses, and a program of its own. Both go with it.
-struct Ground {
+pub(super) struct Ground {
     pins: PathBuf,
-    program: PathBuf,
+    pub(super) program: PathBuf,
     folder: tempfile::TempDir,
 }
 
 impl Ground {
-    fn new(test: &str) -> Option<Self> {
+    pub(super) fn new(test: &str) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let victim = host::victim_for(test, "storm")?;
         let folder = tempfile::tempdir().unwrap();
@@ -44,7 +44,7 @@ impl Ground {
     }
 
     /// A daemon that watches the program.
-    fn daemon(&self, bounds: &str) -> Daemon {
+    pub(super) fn daemon(&self, bounds: &str) -> Daemon {
         self.start(bounds, &["--exe", self.program.to_str().unwrap()])
     }
 
