@@ -37,6 +37,7 @@ use std::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
+    time::timeout,
 };
 
 /// How often there is a new report.
@@ -44,6 +45,10 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the screen waits for a key before it looks for a new report.
 const KEY_WAIT: Duration = Duration::from_millis(100);
+
+/// How long the screen's thread may take to give the terminal back. With a terminal that has gone it never does: crossterm 0.29 reads
+/// its end again and again (`event/source/unix/mio.rs`, `try_read`).
+const GIVE_BACK_MAX: Duration = Duration::from_secs(2);
 
 /// What the screen's thread reads: the newest report, or why there is none.
 type Feed = Arc<ArcSwapOption<Result<Report, String>>>;
@@ -61,7 +66,7 @@ pub(super) async fn execute(args: TopArgs) -> anyhow::Result<Exit> {
 async fn watch_daemon(url: &str) -> anyhow::Result<Exit> {
     let daemon = Daemon::at(url)?;
     let feed = Feed::default();
-    let (screen, mut ended) = Screen::start(Arc::clone(&feed))?;
+    let mut screen = Screen::start(Arc::clone(&feed))?;
     let fetch = async {
         loop {
             let report = daemon
@@ -74,10 +79,10 @@ async fn watch_daemon(url: &str) -> anyhow::Result<Exit> {
     };
     tokio::select! {
         () = fetch => {}
-        _ = &mut ended => {}
+        () = screen.quit() => {}
         () = told_to_end()? => {}
     }
-    screen.end()
+    screen.end().await
 }
 
 async fn watch_processes(args: &TopArgs) -> anyhow::Result<Exit> {
@@ -103,7 +108,7 @@ async fn watch_processes(args: &TopArgs) -> anyhow::Result<Exit> {
     let snapshots = Arc::clone(&source.snapshot);
     observer.publish_to(source, INTERVAL);
     let feed = Feed::default();
-    let (screen, mut ended) = Screen::start(Arc::clone(&feed))?;
+    let mut screen = Screen::start(Arc::clone(&feed))?;
     let told = told_to_end()?;
     let pass_on = async {
         let mut last = snapshots.load_full();
@@ -120,12 +125,12 @@ async fn watch_processes(args: &TopArgs) -> anyhow::Result<Exit> {
         .observe(false, async {
             tokio::select! {
                 () = pass_on => {}
-                _ = &mut ended => {}
+                () = screen.quit() => {}
                 () = told => {}
             }
         })
         .await;
-    let outcome = screen.end();
+    let outcome = screen.end().await;
     detach::in_background(observer.into_kernel());
     outcome
 }
@@ -146,11 +151,13 @@ fn told_to_end() -> anyhow::Result<impl Future<Output = ()>> {
 struct Screen {
     thread: JoinHandle<std::io::Result<()>>,
     stop: Arc<AtomicBool>,
+    /// Closed when the thread ends.
+    ended: oneshot::Receiver<()>,
 }
 
 impl Screen {
-    /// Takes the terminal. The receiver ends when the view is quit.
-    fn start(feed: Feed) -> anyhow::Result<(Self, oneshot::Receiver<()>)> {
+    /// Takes the terminal.
+    fn start(feed: Feed) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let (quit, ended) = oneshot::channel::<()>();
@@ -166,12 +173,22 @@ impl Screen {
                 outcome
             })
             .context("the screen's thread can't be started")?;
-        Ok((Self { thread, stop }, ended))
+        Ok(Self { thread, stop, ended })
     }
 
-    /// Gives the terminal back.
-    fn end(self) -> anyhow::Result<Exit> {
+    /// Until the view is quit. It is no error to ask again.
+    async fn quit(&mut self) {
+        if !self.ended.is_terminated() {
+            let _closed = (&mut self.ended).await;
+        }
+    }
+
+    /// Gives the terminal back, where there still is one.
+    async fn end(mut self) -> anyhow::Result<Exit> {
         self.stop.store(true, Ordering::Relaxed);
+        if timeout(GIVE_BACK_MAX, self.quit()).await.is_err() {
+            return Ok(Exit::Done);
+        }
         match self.thread.join() {
             Ok(outcome) => outcome.context("the terminal can't be used")?,
             Err(_) => anyhow::bail!("the screen's thread panicked"),

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What is awaited comes within two seconds.
-const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A tmux server of its own, with one terminal.
 pub(crate) struct Tmux(String);

@@ -1,11 +1,46 @@
 //! `leakmon top` in a terminal.
 
-use super::{host, terminal::Tmux, victim::Victim};
+use super::{
+    host,
+    terminal::{PATIENCE, Tmux},
+    victim::Victim,
+};
+use std::{
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 /// The first row of callsites: the line below the heading.
 fn first_row(screen: &str) -> &str {
     let mut lines = screen.lines().skip_while(|line| !line.starts_with("VERDICT"));
     lines.nth(1).unwrap_or_default()
+}
+
+#[test]
+fn top_ends_when_its_terminal_goes() {
+    const NAME: &str = "top_ends_when_its_terminal_goes";
+    let Some(path) = host::victim_for(NAME, "leaky_registry") else {
+        return;
+    };
+    let mut victim = Victim::start(&path, &[]);
+    victim.await_ready();
+    let leakmon = env!("CARGO_BIN_EXE_leakmon");
+    let command = format!("exec {leakmon} top -p {}", victim.tgid());
+    let Some(tmux) = Tmux::start(NAME, 60, 15, &command) else {
+        return;
+    };
+    tmux.await_screen("probes are attached", |screen| screen.contains("attached: 0 live"));
+    let tgid = tmux.run(&["display-message", "-p", "#{pane_pid}"]);
+    let process = Path::new("/proc").join(tgid.trim());
+    assert!(process.is_dir());
+    drop(tmux);
+    let deadline = Instant::now() + PATIENCE;
+    while process.is_dir() {
+        assert!(Instant::now() < deadline, "it runs without a terminal");
+        // tidy: its end is told to its parent alone
+        sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
