@@ -35,7 +35,9 @@ read -r line <&5
 echo >&4
 read -r truth <&5
 say "truth $truth"
-total=$(echo "$truth" | sed -n 's/.*"total":{[^}]*"spawned":\([0-9]*\).*/\1/p')
+number() { echo "$truth" | sed -n "s/.*$1\([0-9]*\).*/\1/p"; }
+# The runtime's own tasks are counted, and are not in the victim's record.
+total=$(($(number '"phase2":{[^}]*},"spawned":') + $(number '"runtime_tasks":')))
 counted() { ask "/api/v1/report" | grep -q "\"spawned\": *$total[,}]"; }
 await counted
 say "report $(ask /api/v1/report | tr -d '\n')"
