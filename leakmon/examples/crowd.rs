@@ -2,29 +2,34 @@
 //! is told, line by line on standard input, and answers each line with its own numbers as one line of JSON.
 //!
 //! `--tasks N` is about how many it begins with; `--disguised` lets the remains of freed tasks look like tasks. The lines: `count`; `churn LIVE RATE` keeps LIVE more tasks, of which RATE a
-//! second end and are replaced; `still` ends the churn; `more N` spawns N waiting tasks; `hold N` spawns N that
-//! finish into a JoinSet; `drain` empties the JoinSet; `ballast MIB` fills that much
+//! second end and are replaced, some at a time, so that there are never more, and ten less at most; `still` ends the churn; `more N` spawns N waiting tasks; `hold N` spawns N that
+//! finish into a JoinSet; `drain` empties the JoinSet; `exec` begins anew as another crowd of ten tasks, in the same process; `ballast MIB` fills that much
 //! memory; `work MS` spawns and awaits for that long; `end` ends
 //! the waiting tasks; the end of the input ends it. It compiles with tokio 1.23 and everything since.
 
 use std::{
-    collections::VecDeque,
     future::{pending, poll_fn},
     hint::black_box,
     io::{self, BufRead as _, Write as _},
+    os::unix::process::CommandExt as _,
+    process::Command,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     task::Poll,
-    thread::JoinHandle as Thread,
     time::{Duration, Instant},
 };
 use tokio::{
-    runtime::{Builder, Handle, Runtime},
+    runtime::{Builder, Runtime},
     sync::{mpsc, oneshot, watch},
     task::{JoinHandle, JoinSet},
 };
+
+#[path = "crowd/churn.rs"]
+mod churn;
+
+use churn::Churn;
 
 /// Types of which there are many; the others have a few tasks.
 const MANY: usize = 17;
@@ -104,20 +109,23 @@ async fn ghost(ballast: [u64; 24], end: oneshot::Receiver<()>) {
     black_box(ballast);
 }
 
-async fn churned(ballast: [u64; 12], end: oneshot::Receiver<()>) {
-    let _gone = end.await;
-    black_box(ballast);
-}
-
-/// Spawns and awaits for some time; says how often.
-async fn work(milliseconds: usize) -> usize {
+/// Spawns and awaits for some time; says how often, and how long its thread had a processor meanwhile.
+async fn work(milliseconds: usize) -> (usize, u64) {
     let (end, mut done) = (Instant::now() + Duration::from_millis(milliseconds as u64), 0);
+    let before = processor_ns();
     while Instant::now() < end {
         for _ in 0..100 {
             done += usize::from(tokio::spawn(async {}).await.is_ok());
         }
     }
-    done
+    (done, processor_ns() - before)
+}
+
+/// How long this thread has had a processor (`Documentation/scheduler/sched-stats.rst`).
+fn processor_ns() -> u64 {
+    let statistics = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let first = statistics.split(' ').next().and_then(|word| word.parse().ok());
+    first.unwrap_or(0)
 }
 
 /// Never gives its worker back until it is told.
@@ -146,13 +154,8 @@ struct Crowd {
     stop: Arc<AtomicBool>,
     remains: Vec<Vec<u64>>,
     rows: Vec<Row>,
-    /// How much was done when it was last told to work.
-    work: usize,
-}
-
-struct Churn {
-    stop: Arc<AtomicBool>,
-    driver: Thread<()>,
+    /// How much was done when it was last told to work, and in which processor time.
+    work: (usize, u64),
 }
 
 fn one_worker(blocking: usize) -> io::Result<Runtime> {
@@ -181,7 +184,7 @@ impl Crowd {
             stop: Arc::default(),
             remains: Vec::new(),
             rows: Vec::new(),
-            work: 0,
+            work: (0, 0),
         };
         crowd.leave_ghosts(disguised);
         crowd.spawn_waiting(each.max(1));
@@ -331,12 +334,7 @@ impl Crowd {
 
     fn start_churn(&mut self, live: usize, rate: usize) {
         self.still();
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, handle) = (Arc::clone(&stop), self.churning.handle().clone());
-        let (filled, is_filled) = std::sync::mpsc::channel();
-        let driver = std::thread::spawn(move || churn(&handle, live, rate, &stopped, &filled));
-        let _full = is_filled.recv();
-        self.churn = Some(Churn { stop, driver });
+        self.churn = Some(Churn::start(self.churning.handle().clone(), live, rate));
         self.rows.retain(|row| row.name != "churned");
         self.row(Row {
             name: "churned",
@@ -347,8 +345,7 @@ impl Crowd {
 
     fn still(&mut self) {
         if let Some(churn) = self.churn.take() {
-            churn.stop.store(true, SeqCst);
-            let _ended = churn.driver.join();
+            churn.stop();
             let _ran = self.churning.block_on(self.churning.spawn(async {}));
             self.rows.retain(|row| row.name != "churned");
         }
@@ -408,32 +405,21 @@ impl Crowd {
         // Each of the three runtimes with a worker has it as a blocking task that runs.
         writeln!(
             out,
-            "{{\"workers\":3,\"work\":{},\"rows\":[{}]}}",
-            self.work,
+            "{{\"workers\":3,\"work\":{},\"work_ns\":{},\"replaced\":{},\"rows\":[{}]}}",
+            self.work.0,
+            self.work.1,
+            self.churn.as_ref().map_or(0, |churn| churn.replaced()),
             rows.join(",")
         )?;
         out.flush()
     }
 }
 
-/// Keeps `live` tasks, and replaces `rate` of them a second, the oldest first.
-fn churn(handle: &Handle, live: usize, rate: usize, stop: &AtomicBool, filled: &std::sync::mpsc::Sender<()>) {
-    let spawn = || {
-        let (sender, end) = oneshot::channel();
-        handle.spawn(churned([9; 12], end));
-        sender
-    };
-    let mut senders: VecDeque<_> = (0..live).map(|_| spawn()).collect();
-    let _told = filled.send(());
-    let (began, mut replaced) = (Instant::now(), 0);
-    while !stop.load(SeqCst) {
-        let due = (began.elapsed().as_secs_f64() * rate as f64) as usize;
-        while replaced < due {
-            senders.push_back(spawn());
-            drop(senders.pop_front());
-            replaced += 1;
-        }
-        std::thread::sleep(Duration::from_millis(1));
+/// Runs this program again in place of itself; comes back where that can't be done.
+fn begin_anew() -> io::Error {
+    match std::env::current_exe() {
+        Ok(path) => Command::new(path).args(["--tasks", "10"]).exec(),
+        Err(error) => error,
     }
 }
 
@@ -475,8 +461,9 @@ pub(crate) fn main() -> io::Result<()> {
                 crowd.work = crowd
                     .churning
                     .block_on(crowd.churning.spawn(work(milliseconds)))
-                    .unwrap_or(0);
+                    .unwrap_or_default();
             }
+            Some("exec") => return Err(begin_anew()),
             Some("drain") => crowd.drain(),
             Some("end") => crowd.end(),
             _ => return Err(io::Error::other(format!("{line}: not known"))),

@@ -16,6 +16,8 @@ pub(crate) struct Crowd {
     allocator: &'static str,
     /// Version requirement.
     tokio: &'static str,
+    /// Its source, below `leakmon/examples`.
+    source: &'static str,
     /// Cargo's profile.
     profile: &'static str,
     /// Whether the C library is linked in.
@@ -29,6 +31,7 @@ const fn crowd(name: &'static str, allocator: &'static str, tokio: &'static str,
         name,
         allocator,
         tokio,
+        source: "crowd.rs",
         profile,
         is_static: false,
         stripped: false,
@@ -48,8 +51,21 @@ pub(crate) const TESTED: [Crowd; 3] = [
     },
 ];
 
-/// Beside these, those that `cargo xtask bench census` looks at.
-pub(crate) const MORE: [Crowd; 6] = [
+/// A tokio whose tasks can't be found in memory, and which has too little for a crowd.
+pub(crate) const OLDER: Crowd = Crowd {
+    source: "crowd/older.rs",
+    ..crowd("1.22", "system", "=1.22.0", "release")
+};
+
+/// As people ship it.
+pub(crate) const PLAIN: Crowd = crowd("release", "system", "1", "release");
+
+/// Beside these, those that `cargo xtask bench crowds` looks at.
+pub(crate) const MORE: [Crowd; 7] = [
+    Crowd {
+        stripped: true,
+        ..crowd("fat-stripped", "system", "1", "fat")
+    },
     crowd("jemalloc", "jemalloc", "1", "release"),
     crowd("mimalloc", "mimalloc", "1", "release"),
     crowd("1.38", "system", "=1.38.0", "release"),
@@ -98,7 +114,12 @@ impl Crowd {
             "mimalloc" => "#[global_allocator]\nstatic ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;\n",
             _ => "",
         };
-        let source = workspace.root.join("leakmon/examples/crowd.rs").display().to_string();
+        let source = workspace
+            .root
+            .join("leakmon/examples")
+            .join(self.source)
+            .display()
+            .to_string();
         format!(
             "#[path = {source:?}]\nmod crowd;\n\n{allocator}\nfn main() -> std::io::Result<()> {{\n    crowd::main()\n}}\n"
         )

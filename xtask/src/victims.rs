@@ -125,8 +125,8 @@ pub(crate) fn build_all(workspace: &Workspace) -> Result<()> {
             workspace::run(strip.arg(stripped.example(workspace, name)))?;
         }
     }
-    crowds::TESTED.iter().try_for_each(|crowd| crowd.build(workspace))?;
-    Ok(())
+    let mut crowds = crowds::TESTED.iter().chain([&crowds::OLDER]);
+    crowds.try_for_each(|crowd| crowd.build(workspace))
 }
 
 /// Writes a package that has the victims alone: with leakmon's dependencies each profile would take minutes, so it takes

@@ -141,9 +141,24 @@ impl CensusReport {
             share,
             scanned_bytes: taken.scanned_bytes,
             seconds: taken.took.as_secs_f64(),
-            reason: (share < 1.0).then(|| partial(taken)),
+            reason: shortfall(taken, layouts),
         }
     }
+}
+
+/// Why the numbers are lower bounds; `None` where they are not.
+fn shortfall(taken: &Census, layouts: &Layouts) -> Option<String> {
+    let unknown = (layouts.unknown() > 0).then(|| {
+        format!(
+            "the tasks of {} of {} types can't be found in memory, since their vtables do not say where a task's words lie (tokio \
+             older than 1.23), so the numbers are lower bounds",
+            layouts.unknown(),
+            layouts.unknown() + layouts.types().len(),
+        )
+    });
+    let partial = (taken.share() < 1.0).then(|| partial(taken));
+    let reasons: Vec<String> = partial.into_iter().chain(unknown).collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 /// Why not everything was read.
@@ -156,7 +171,7 @@ fn partial(taken: &Census) -> String {
             bytes(Some(taken.swapped_bytes))
         ));
     }
-    if taken.refused_places > 0 {
+    if taken.refused_tasks > 0 {
         reason.push_str("; there are more tasks than are looked at");
     }
     reason

@@ -3,41 +3,41 @@
 //! In: an open [`Memory`] and the layouts of its image. Out: a [`Census`]. It needs no probe and no symbol, and nothing of what
 //! was born before: a task is found by its vtable's address in its header.
 //!
-//! 1. The resident pages of the writable private mappings are scanned for vtables (`scan`).
-//! 2. Every place found is read, and after a moment read again; the second reading counts. So a task that ends meanwhile is
-//!    not counted, and one that begins where another was is. Freed tasks are told by their state word: the last reference has
+//! 1. The resident pages of the writable private mappings are scanned for vtables, and what is found is read in the same moment
+//!    (`scan`): that counts, whatever ends or begins afterwards. Freed tasks are told by their state word: the last reference has
 //!    gone, or the allocator has written over it.
-//! 3. What could be the copy of a new task on a stack is left out, and what seems to be alone in its runtime's list and is not: so
-//!    does a freed task look whose memory was used again (`lists`). Since tokio 1.40 the tag of its stage tells too.
-//! 4. A finished task counts as held where it still is a quarter of a second later.
+//! 2. After a moment, types of which tasks have ended meanwhile are scanned again, faster, where they are (`churn`).
+//! 3. What could be the copy of a new task on a stack is left out, and what its runtime's list does not have: so looks a freed
+//!    task whose memory was used again (`lists`). Since tokio 1.40 the tag of its stage tells too.
+//! 4. Those that seem unwakeable, and finished ones, are read again, the latter a quarter of a second later: what was about to be
+//!    woken, or awaited, is neither unwakeable nor held.
 //!
 //! Time, bytes and places are bounded; what was not read is told by [`Census::share`].
 
 use super::{
+    churn::scan_changed,
     header::{Neighbours, Reading, State, stage},
     layout::Layouts,
-    lists::without_unlisted,
+    lists::{is_linked, without_unlisted},
+    places::{self, Place},
     reader::{Memory, MemoryError},
-    scan::{Place, Scanner},
+    scan::Scanner,
     states::Suspects,
 };
 use crate::targets::memory_map::{self, PAGE_BYTES, Region};
-use leakmon_ebpf::abi::Kind;
 use std::{
     collections::HashSet,
     ops::Range,
     time::{Duration, Instant},
 };
 
-/// Places that are kept: 1,000,000 tasks and as many remains of freed ones.
-pub const PLACES_MAX: usize = 1 << 21;
+/// Tasks that are kept: two million, some 150 MB.
+pub const TASKS_MAX: usize = 1 << 21;
 /// Pages of address space whose residence is asked for: 256 GiB. Sanitizers reserve far more.
 const PAGES_MAX: u64 = 1 << 26;
-/// Places that are read in one go, so that the pieces' addresses take little memory.
-const PLACES_AT_ONCE: usize = 4096;
 /// How long before a census another must have been taken to confirm it.
 const KEPT_CONFIRM: Duration = Duration::from_secs(1);
-/// The moment between two readings.
+/// How long it takes until a type that changes is seen to.
 const MOMENT: Duration = Duration::from_millis(2);
 /// How long a finished task must be held: who awaits its handle takes it within some turns of the scheduler, on a busy machine too.
 const HELD_CONFIRM: Duration = Duration::from_millis(250);
@@ -68,14 +68,16 @@ pub struct Found {
     pub(super) neighbours: Neighbours,
     /// The scheduler's address.
     pub(super) scheduler: u64,
+    /// Id of the list that owns it; 0 where it was never in one.
+    pub(super) owner: u64,
+    /// The state word; 0 where the task was not there the first time.
+    pub(super) word: u64,
     /// Index in [`Layouts::types`].
     pub layout: u32,
     /// What its state word says.
     pub state: State,
     /// Tag of its stage, where it can be read.
     stage: Option<u32>,
-    /// Whether it was never in a list.
-    pub(super) unowned: bool,
     /// See [`Reading::may_be_copy`].
     may_be_copy: bool,
     /// Whether it seems unwakeable and had the same state word before, long enough ago.
@@ -83,18 +85,26 @@ pub struct Found {
 }
 
 impl Found {
-    const fn new(place: Place, reading: &Reading, confirmed: bool) -> Self {
+    pub(super) const fn new(place: Place, reading: &Reading) -> Self {
         Self {
             header: place.header,
             id: reading.id,
             neighbours: reading.neighbours,
             scheduler: reading.scheduler,
+            owner: reading.owner,
+            word: reading.word,
             layout: place.layout,
             state: reading.state,
             stage: reading.stage,
-            unowned: reading.owner == 0,
             may_be_copy: reading.may_be_copy(),
-            confirmed,
+            confirmed: false,
+        }
+    }
+
+    pub(super) const fn place(&self) -> Place {
+        Place {
+            header: self.header,
+            layout: self.layout,
         }
     }
 }
@@ -155,8 +165,8 @@ pub struct Census {
     pub scanned_bytes: u64,
     /// Bytes that are in swap, which are left there.
     pub swapped_bytes: u64,
-    /// Places that found no room.
-    pub refused_places: u64,
+    /// Tasks that found no room.
+    pub refused_tasks: u64,
     /// How long it took, the wait for a confirmation left out.
     pub took: Duration,
 }
@@ -166,9 +176,9 @@ impl Census {
     #[must_use]
     pub fn share(&self) -> f64 {
         let all = self.resident_bytes + self.swapped_bytes;
-        match (all, self.refused_places) {
+        match (all, self.refused_tasks) {
             (0, _) => 1.0,
-            // Each of two million places was one; what else there is is not known.
+            // How many more there are is not known.
             (_, 1..) => (self.scanned_bytes as f64 / all as f64).min(0.99),
             _ => self.scanned_bytes as f64 / all as f64,
         }
@@ -199,46 +209,26 @@ pub fn take(
         memory_map::writable_regions(memory.tgid()).map_err(|error| MemoryError::of_process(memory.tgid(), error))?;
     let mut census = Census::default();
     let ranges = resident(memory, &regions, &mut census)?;
-    let places = scan(
-        memory,
-        layouts,
-        limits,
-        in_order(ranges, &memories.arenas),
-        &mut census,
-        progress,
-    )?;
-
-    let mut suspects = Vec::new();
-    read_all(memory, layouts, &places, |index, reading| {
-        if matches!(reading.state, State::Unwakeable { .. }) {
-            suspects.push((index, reading.word, reading.id));
-        }
-    })?;
-    let waited = if suspects.is_empty() {
-        Duration::ZERO
-    } else {
+    let ordered = in_order(ranges.clone(), &memories.arenas);
+    scan(memory, layouts, limits, ordered, &mut census, progress)?;
+    let waited = if census.tasks.iter().any(|task| is_unwakeable(task.state)) {
         limits.confirm
+    } else {
+        Duration::ZERO
     };
     std::thread::sleep(waited.max(MOMENT));
-    let mut suspects = suspects.into_iter().peekable();
-    let (mut next, now) = (Suspects::default(), Instant::now());
-    read_all(memory, layouts, &places, |index, reading| {
-        while suspects.next_if(|(suspect, _, _)| *suspect < index).is_some() {}
-        let same = suspects.peek() == Some(&(index, reading.word, reading.id));
-        let place = places[index];
-        let unwakeable = matches!(reading.state, State::Unwakeable { .. });
-        let known = unwakeable
-            && memories
-                .suspects
-                .confirm(&mut next, place.header, reading, now, KEPT_CONFIRM);
-        census
-            .tasks
-            .push(Found::new(place, reading, known || (same && !waited.is_zero())));
-    })?;
-    without_unlisted(memory, &mut census.tasks)?;
+    scan_changed(memory, layouts, &ranges, &mut census.tasks)?;
+    without_unlisted(memory, layouts, &mut census.tasks)?;
     without_copies(&mut census.tasks, &regions);
     without_remains(&mut census.tasks);
-    let waited = waited + without_awaited(memory, layouts, &mut census.tasks)?;
+    let waited = if census.tasks.iter().any(|task| !task.state.is_alive()) {
+        std::thread::sleep(HELD_CONFIRM);
+        waited + HELD_CONFIRM
+    } else {
+        waited
+    };
+    let confirmed = !limits.confirm.is_zero();
+    let suspects = read_again(memory, layouts, &mut census.tasks, &memories.suspects, confirmed)?;
     // What was read is one program's only if it still runs.
     memory.check()?;
 
@@ -250,14 +240,18 @@ pub fn take(
     }
     *memories = Memories {
         arenas: arenas_of(&census.tasks),
-        suspects: next,
+        suspects,
     };
     census.took = began.elapsed().saturating_sub(waited);
     Ok(census)
 }
 
-/// The resident ranges of the regions.
-fn resident(memory: &Memory, regions: &[Region], census: &mut Census) -> Result<Vec<Range<u64>>, MemoryError> {
+/// The resident ranges of the regions, by ascending address; the bytes of all are added to the census.
+pub(super) fn resident(
+    memory: &Memory,
+    regions: &[Region],
+    census: &mut Census,
+) -> Result<Vec<Range<u64>>, MemoryError> {
     let mut ranges = Vec::new();
     let mut pages_left = PAGES_MAX;
     for region in regions {
@@ -284,7 +278,7 @@ fn in_order(ranges: Vec<Range<u64>>, arenas: &[Range<u64>]) -> Vec<Range<u64>> {
     first
 }
 
-/// Scans ranges within the limits; the places come by ascending address.
+/// Scans ranges within the limits; the tasks come by ascending address.
 fn scan(
     memory: &mut Memory,
     layouts: &Layouts,
@@ -292,92 +286,79 @@ fn scan(
     ranges: Vec<Range<u64>>,
     census: &mut Census,
     mut progress: impl FnMut(u64, u64),
-) -> Result<Vec<Place>, MemoryError> {
+) -> Result<(), MemoryError> {
     let began = Instant::now();
-    let mut scanner = Scanner::new(layouts, PLACES_MAX);
-    let mut scanned = 0;
+    let mut scanner = Scanner::new(layouts);
+    let Census {
+        tasks,
+        resident_bytes,
+        scanned_bytes,
+        refused_tasks,
+        ..
+    } = census;
     for range in ranges {
-        scanned += scanner.scan(memory, &range, |within| {
-            progress(scanned + within, census.resident_bytes);
-            scanned + within < limits.bytes_max && began.elapsed() < limits.time_max
+        let before = *scanned_bytes;
+        let may_go_on = |within| {
+            progress(before + within, *resident_bytes);
+            before + within < limits.bytes_max && began.elapsed() < limits.time_max
+        };
+        *scanned_bytes += scanner.scan(memory, &range, may_go_on, |place, reading| {
+            if tasks.len() < TASKS_MAX {
+                tasks.push(Found::new(place, reading));
+            } else {
+                *refused_tasks += 1;
+            }
         })?;
     }
-    census.scanned_bytes = scanned;
-    census.refused_places = scanner.refused;
-    let mut places = scanner.places;
-    places.sort_unstable();
-    // A header that is not padded can be found from two sides.
-    places.dedup_by_key(|place| place.header);
-    Ok(places)
-}
-
-/// Reads every place, and tells those that hold a task by their index.
-fn read_all(
-    memory: &mut Memory,
-    layouts: &Layouts,
-    places: &[Place],
-    mut tell: impl FnMut(usize, &Reading),
-) -> Result<(), MemoryError> {
-    for (batch, part) in places.chunks(PLACES_AT_ONCE).enumerate() {
-        for (index, reading) in read_places(memory, layouts, part)?.iter().enumerate() {
-            if let Some(reading) = reading {
-                tell(batch * PLACES_AT_ONCE + index, reading);
-            }
-        }
-    }
+    tasks.sort_unstable_by_key(|task| task.header);
+    tasks.dedup_by_key(|task| task.header);
     Ok(())
 }
 
-/// Reads some places: the words up to the task id, and the list's pointers.
-pub(super) fn read_places(
+const fn is_unwakeable(state: State) -> bool {
+    matches!(state, State::Unwakeable { .. })
+}
+
+/// Reads some tasks again: finished ones, which go where they are not as they were, and those that seem unwakeable, which are
+/// `confirmed` by the same state word, or by a census before. What seems unwakeable is left for the next census.
+fn read_again(
     memory: &mut Memory,
     layouts: &Layouts,
-    places: &[Place],
-) -> Result<Vec<Option<Reading>>, MemoryError> {
-    let types = layouts.types();
-    let mut pieces = Vec::with_capacity(2 * places.len());
-    for (index, place) in places.iter().enumerate() {
-        if let Some(layout) = types.get(place.layout as usize) {
-            pieces.push((layout.head(place.header), index, true));
-            pieces.push((layout.tail(place.header), index, false));
+    tasks: &mut Vec<Found>,
+    known: &Suspects,
+    confirmed: bool,
+) -> Result<Suspects, MemoryError> {
+    let (mut next, now) = (Suspects::default(), Instant::now());
+    let doubtful = |task: &Found| !task.state.is_alive() || is_unwakeable(task.state);
+    let doubtful: Vec<usize> = (0..tasks.len()).filter(|index| doubtful(&tasks[*index])).collect();
+    let mut freed = HashSet::new();
+    for batch in doubtful.chunks(places::PLACES_AT_ONCE) {
+        let at: Vec<Place> = batch.iter().map(|index| tasks[*index].place()).collect();
+        for (index, reading) in batch.iter().zip(places::read(memory, layouts, &at)?) {
+            let task = &mut tasks[*index];
+            let reading = reading.filter(|reading| reading.id == task.id);
+            match (task.state.is_alive(), reading) {
+                (true, Some(reading)) if is_unwakeable(reading.state) => {
+                    let before = known.confirm(&mut next, task.header, &reading, now, KEPT_CONFIRM);
+                    task.confirmed = before || (confirmed && reading.word == task.word);
+                }
+                (true, _) => {}
+                (false, reading) => {
+                    if reading.is_none_or(|reading| reading.state != task.state) {
+                        freed.insert(task.header);
+                    }
+                }
+            }
         }
     }
-    pieces.sort_unstable();
-    let addresses: Vec<_> = pieces.iter().map(|(piece, _, _)| *piece).collect();
-    let mut readings = vec![None; places.len()];
-    let mut neighbours = vec![None; places.len()];
-    memory.read_pieces(&addresses, |piece, bytes| {
-        let (_, index, is_head) = pieces[piece];
-        let layout = &types[places[index].layout as usize];
-        match (bytes, is_head) {
-            (Some(bytes), true) => readings[index] = Reading::parse(bytes, layouts.vtable_offset, layout),
-            (Some(bytes), false) => neighbours[index] = Neighbours::parse(bytes),
-            (None, _) => {}
-        }
-    })?;
-    for (index, place) in places.iter().enumerate() {
-        let kind = types.get(place.layout as usize).map(|layout| layout.kind);
-        let listed = |neighbours: Neighbours, reading: &Reading| match kind {
-            // A blocking task is in no list, and nor is a task that has ended.
-            Some(Kind::Blocking) => true,
-            _ => reading.state.is_alive() || neighbours.is_alone(),
-        };
-        let (Some(reading), Some(of)) = (readings[index], neighbours[index]) else {
-            readings[index] = None;
-            continue;
-        };
-        readings[index] = listed(of, &reading).then_some(Reading {
-            neighbours: of,
-            ..reading
-        });
-    }
-    Ok(readings)
+    tasks.retain(|task| !freed.contains(&task.header));
+    Ok(next)
 }
 
 /// Leaves out what may be the copy of a new blocking task on the stack of the thread that made it: it has no owner by which the
 /// two could be told apart.
 fn without_copies(tasks: &mut Vec<Found>, regions: &[Region]) {
-    let blocking = tasks.iter().filter(|task| task.unowned && !task.may_be_copy);
+    let blocking = tasks.iter().filter(|task| task.owner == 0 && !task.may_be_copy);
     let elsewhere: HashSet<u64> = blocking.map(|task| task.id).collect();
     let on_stack = |header: u64| {
         let next = regions.partition_point(|region| region.end <= header);
@@ -391,41 +372,18 @@ fn without_copies(tasks: &mut Vec<Found>, regions: &[Region]) {
     });
 }
 
-/// Leaves out finished tasks that are not held any more a little later: somebody was about to await their handles. Returns how long that
-/// was waited for.
-fn without_awaited(memory: &mut Memory, layouts: &Layouts, tasks: &mut Vec<Found>) -> Result<Duration, MemoryError> {
-    let held = tasks.iter().filter(|task| task.state == State::Held);
-    let places: Vec<Place> = held
-        .map(|task| Place {
-            header: task.header,
-            layout: task.layout,
-        })
-        .collect();
-    if places.is_empty() {
-        return Ok(Duration::ZERO);
-    }
-    std::thread::sleep(HELD_CONFIRM);
-    let mut still = HashSet::new();
-    read_all(memory, layouts, &places, |index, reading| {
-        if reading.state == State::Held {
-            still.insert((places[index].header, reading.id));
-        }
-    })?;
-    tasks.retain(|task| task.state != State::Held || still.contains(&(task.header, task.id)));
-    Ok(HELD_CONFIRM)
-}
-
 /// Leaves out freed tasks whose memory was used again in such a way that the state word looks like one: their stage has been
 /// consumed. Where a task that is surely alive has another tag than it should, the tags of its type lie elsewhere and are not
 /// looked at (futures that are aligned to more than a word; `tokio_unstable` has the place of the spawn there).
 fn without_remains(tasks: &mut Vec<Found>) {
-    let odd = |task: &&Found| task.state != State::Running && task.stage.is_some_and(|tag| tag != stage::RUNNING);
+    let odd = |task: &Found| task.state != State::Running && task.stage.is_some_and(|tag| tag != stage::RUNNING);
     let astray: HashSet<u32> = tasks
         .iter()
-        .filter(|task| task.state.is_alive())
-        .filter(odd)
-        .filter(|task| is_linked(tasks, task))
-        .map(|task| task.layout)
+        .enumerate()
+        .filter(|(_, task)| task.state.is_alive())
+        .filter(|(_, task)| odd(task))
+        .filter(|(index, _)| is_linked(tasks, *index))
+        .map(|(_, task)| task.layout)
         .collect();
     tasks.retain(|task| {
         let tag = task.stage.filter(|_| !astray.contains(&task.layout));
@@ -438,17 +396,6 @@ fn without_remains(tasks: &mut Vec<Found>) {
             (State::Running | State::Lingering, _) | (_, None) => true,
         }
     });
-}
-
-/// Whether a neighbour in the owner's list, one of `tasks`, has this task as its neighbour: then it is alive.
-fn is_linked(tasks: &[Found], task: &Found) -> bool {
-    let neighbours_of = |header: u64| {
-        let index = tasks.binary_search_by_key(&header, |other| other.header).ok()?;
-        Some(tasks[index].neighbours)
-    };
-    let Neighbours { previous, next } = task.neighbours;
-    neighbours_of(previous).is_some_and(|of| of.next == task.header)
-        || neighbours_of(next).is_some_and(|of| of.previous == task.header)
 }
 
 /// Ranges in which tasks lie, by ascending address.
@@ -466,4 +413,4 @@ fn arenas_of(tasks: &[Found]) -> Vec<Range<u64>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -28,7 +28,7 @@ const ADDRESS_MAX: u64 = 1 << 47;
 /// Offset of the pointer to the next task of the queue.
 const QUEUE_NEXT_OFFSET: usize = 8;
 /// Offset of the id of the list that owns the task.
-const OWNER_OFFSET: usize = 0x18;
+pub(super) const OWNER_OFFSET: usize = 0x18;
 
 /// What a task is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

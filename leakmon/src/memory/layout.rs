@@ -81,6 +81,8 @@ pub struct Layouts {
     pub(super) vtable_offset: u64,
     /// What every header's address is a multiple of.
     pub(super) alignment: u64,
+    /// Types of the plan whose tasks can't be found.
+    unknown: usize,
 }
 
 impl Layouts {
@@ -105,9 +107,10 @@ impl Layouts {
             return Err(unknown());
         }
         Ok(Self {
-            types,
             vtable_offset: VTABLE_OFFSET,
             alignment: alignment(versions.lowest),
+            unknown: plan.task_types.len() - types.len(),
+            types,
         })
     }
 
@@ -137,6 +140,12 @@ impl Layouts {
     #[must_use]
     pub fn types(&self) -> &[Layout] {
         &self.types
+    }
+
+    /// Types of the image whose tasks can't be found: those of an older runtime beside one that can be read.
+    #[must_use]
+    pub const fn unknown(&self) -> usize {
+        self.unknown
     }
 
     /// Lowest and highest vtable address.
@@ -292,6 +301,14 @@ pub(super) mod tests {
                 "{version:?}"
             );
         }
+    }
+
+    #[test]
+    fn types_that_tell_too_little_are_counted() {
+        let mut old = task_type(0);
+        old.id_offset = None;
+        let layouts = Layouts::new(&plan(Some("1.22.0, 1.54.1"), vec![old, task_type(0x80)])).unwrap();
+        assert_eq!((layouts.types().len(), layouts.unknown()), (1, 1));
     }
 
     #[test]

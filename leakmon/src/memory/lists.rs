@@ -1,15 +1,23 @@
-//! The ends of the lists in which runtimes keep their tasks.
+//! The lists in which runtimes keep their tasks.
 //!
-//! In: tasks that seem to be the only ones in their list, as every freed task seems to be. Out: those that really are. A list is
-//! two words, its first and its last task (`LinkedList` of tokio's `util/linked_list.rs`), in the scheduler itself (LocalSet,
-//! current-thread, multi-thread before 1.35 or so) or in a block that it points to (`ShardedList`, since). So no offset has to be known:
-//! the scheduler and what it points to are searched for the headers.
+//! In: tasks that were found. Out: those that their runtime's list has, so far as can be seen. A freed task was taken out of
+//! its list, so it knows no neighbour, or what was written over it; whose neighbours know it is alive. What seems to be alone is
+//! looked for in the lists themselves. A list is two words, its first and its last task (`LinkedList` of tokio's `util/linked_list.rs`), in
+//! the scheduler itself (LocalSet, current-thread, multi-thread before 1.35 or so) or in a block that it points to
+//! (`ShardedList`, since). So no offset has to be known: the scheduler and what it points to are searched for the headers.
+//!
+//! The process runs on: what has changed since it was found was alive then, and stays, unless there are freed tasks of its type that
+//! have not changed: then it was one of them, and its memory has been used again.
 
 use super::{
     census::Found,
-    reader::{Memory, MemoryError},
+    header::{Neighbours, OWNER_OFFSET, Reading},
+    layout::Layouts,
+    places::{self, Place},
+    reader::{Memory, MemoryError, Piece},
+    states,
 };
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Schedulers that are searched: runtimes and LocalSets that have such tasks.
 const SCHEDULERS_MAX: usize = 256;
@@ -20,11 +28,80 @@ const BLOCK_BYTES: usize = 16 << 10;
 /// Pages below this are never mapped (`vm.mmap_min_addr`), and user addresses are below the other.
 const ADDRESSES: std::ops::Range<u64> = 4096..1 << 47;
 
-/// Leaves out tasks that seem to be alone in their list and are not at its ends. Where none of a scheduler's lists is found, all
-/// of its tasks stay.
-pub(super) fn without_unlisted(memory: &mut Memory, tasks: &mut Vec<Found>) -> Result<(), MemoryError> {
+/// Leaves out living tasks that are in no list. Where none of a scheduler's lists is found, those stay that seem to be alone.
+/// `tasks` come by ascending address.
+pub(super) fn without_unlisted(
+    memory: &mut Memory,
+    layouts: &Layouts,
+    tasks: &mut Vec<Found>,
+) -> Result<(), MemoryError> {
+    let is_doubtful = |index: &usize| {
+        let task = &tasks[*index];
+        task.state.is_alive() && task.owner != 0 && !is_linked(tasks, *index)
+    };
+    let doubtful = (0..tasks.len()).filter(is_doubtful);
+    let (alone, others): (Vec<usize>, Vec<usize>) = doubtful.partition(|index| tasks[*index].neighbours.is_alone());
+    let mut unlisted = not_at_the_ends(memory, tasks, &alone)?;
+    unlisted.extend(without_neighbours(memory, layouts, tasks, &others)?);
+    if unlisted.is_empty() {
+        return Ok(());
+    }
+    let places: Vec<Place> = unlisted.iter().map(|index| tasks[*index].place()).collect();
+    let readings = places::read(memory, layouts, &places)?;
+    let is_same = |task: &Found, reading: Option<Reading>| {
+        reading.is_some_and(|reading| {
+            reading.state.is_alive() && reading.id == task.id && reading.neighbours == task.neighbours
+        })
+    };
+    let doubtful: Vec<(&Found, bool)> = unlisted
+        .iter()
+        .zip(readings)
+        .map(|(index, reading)| (&tasks[*index], is_same(&tasks[*index], reading)))
+        .collect();
+    let freed: HashSet<u32> = doubtful
+        .iter()
+        .filter(|(_, same)| *same)
+        .map(|(task, _)| task.layout)
+        .collect();
+    let unlisted: HashSet<u64> = doubtful
+        .iter()
+        .filter(|(task, _)| freed.contains(&task.layout))
+        .map(|(task, _)| task.header)
+        .collect();
+    tasks.retain(|task| !unlisted.contains(&task.header));
+    Ok(())
+}
+
+/// Whether a neighbour in the owner's list, one of `tasks`, has this task as its neighbour: then it is alive.
+pub(super) fn is_linked(tasks: &[Found], index: usize) -> bool {
+    let task = &tasks[index];
+    let neighbours_of = |header: u64| find(tasks, index, header).map(|other| tasks[other].neighbours);
+    let Neighbours { previous, next } = task.neighbours;
+    neighbours_of(previous).is_some_and(|of| of.next == task.header)
+        || neighbours_of(next).is_some_and(|of| of.previous == task.header)
+}
+
+/// Which of `tasks` has this header. Neighbours in a list mostly lie near to each other, so the search begins at `from`.
+fn find(tasks: &[Found], from: usize, header: u64) -> Option<usize> {
+    if header == 0 {
+        return None;
+    }
+    let (mut low, mut high, mut step) = (from, from, 1);
+    while tasks.get(low).is_some_and(|task| task.header > header) && low > 0 {
+        (high, low, step) = (low, low.saturating_sub(step), 2 * step);
+    }
+    while tasks.get(high).is_some_and(|task| task.header < header) {
+        (low, high, step) = (high, high + step, 2 * step);
+    }
+    let within = &tasks[low..tasks.len().min(high + 1)];
+    let found = within.binary_search_by_key(&header, |task| task.header).ok()?;
+    Some(low + found)
+}
+
+/// Of the tasks that seem to be alone, those that are not at both ends of a list.
+fn not_at_the_ends(memory: &mut Memory, tasks: &[Found], alone: &[usize]) -> Result<Vec<usize>, MemoryError> {
     let mut schedulers: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
-    for task in tasks.iter().filter(|task| seems_alone(task)) {
+    for task in alone.iter().map(|index| &tasks[*index]) {
         schedulers.entry(task.scheduler).or_default().insert(task.header);
     }
     let mut unlisted = HashSet::new();
@@ -41,12 +118,54 @@ pub(super) fn without_unlisted(memory: &mut Memory, tasks: &mut Vec<Found>) -> R
             unlisted.extend(alone.difference(&ends.alone).copied());
         }
     }
-    tasks.retain(|task| !unlisted.contains(&task.header));
-    Ok(())
+    let is_unlisted = |index: &usize| unlisted.contains(&tasks[*index].header);
+    Ok(alone.iter().copied().filter(is_unlisted).collect())
 }
 
-const fn seems_alone(task: &Found) -> bool {
-    task.state.is_alive() && !task.unowned && task.neighbours.is_alone()
+/// Of the tasks that say that they have neighbours, those that no neighbour knows. A neighbour whose type is not known can't
+/// be asked, but has the same owner.
+fn without_neighbours(
+    memory: &mut Memory,
+    layouts: &Layouts,
+    tasks: &[Found],
+    others: &[usize],
+) -> Result<Vec<usize>, MemoryError> {
+    let of = |index: &usize| {
+        let Neighbours { previous, next } = tasks[*index].neighbours;
+        [previous, next].into_iter().filter(|header| *header != 0)
+    };
+    let headers: BTreeSet<u64> = others.iter().flat_map(of).collect();
+    let headers: Vec<u64> = headers.into_iter().collect();
+    let known = states::read_known(memory, layouts, &headers)?;
+    let owners = owners(memory, &headers)?;
+    let answers = known.into_iter().zip(owners);
+    let answers: HashMap<u64, (Option<Reading>, Option<u64>)> = headers.iter().copied().zip(answers).collect();
+    let knows = |header: &u64, index: usize| match answers.get(header) {
+        Some((Some(reading), _)) => {
+            let Neighbours { previous, next } = reading.neighbours;
+            [previous, next].contains(&tasks[index].header)
+        }
+        Some((None, owner)) => *owner == Some(tasks[index].owner),
+        None => false,
+    };
+    let is_unlisted = |index: &usize| !of(index).any(|header| knows(&header, *index));
+    Ok(others.iter().copied().filter(is_unlisted).collect())
+}
+
+/// The owner's word of each header; `None` where there is no memory. By ascending address.
+fn owners(memory: &mut Memory, headers: &[u64]) -> Result<Vec<Option<u64>>, MemoryError> {
+    let piece = |header: &u64| Piece {
+        address: header.saturating_add(OWNER_OFFSET as u64),
+        len: 8,
+    };
+    let pieces: Vec<Piece> = headers.iter().map(piece).collect();
+    let mut owners = vec![None; headers.len()];
+    memory.read_pieces(&pieces, |index, bytes| {
+        owners[index] = bytes
+            .and_then(|bytes| bytes.first_chunk().copied())
+            .map(u64::from_le_bytes);
+    })?;
+    Ok(owners)
 }
 
 const fn is_first(task: &Found) -> bool {
@@ -71,13 +190,13 @@ impl Ends {
         alone: &BTreeSet<u64>,
     ) -> Result<(), MemoryError> {
         let mut own = vec![0; SCHEDULER_BYTES];
-        let read = read_block(memory, scheduler, &mut own)?;
+        let read = memory.read(scheduler, &mut own)?;
         let own = words(&own[..read]);
         self.note(&own, first, alone);
         let blocks: BTreeSet<u64> = own.into_iter().filter(|word| is_address(*word)).collect();
         let mut block = vec![0; BLOCK_BYTES];
         for address in blocks {
-            let read = read_block(memory, address, &mut block)?;
+            let read = memory.read(address, &mut block)?;
             self.note(&words(&block[..read]), first, alone);
         }
         Ok(())
@@ -91,11 +210,6 @@ impl Ends {
             }
         }
     }
-}
-
-/// Reads up to where memory ends.
-fn read_block(memory: &mut Memory, address: u64, into: &mut [u8]) -> Result<usize, MemoryError> {
-    memory.read(address, into)
 }
 
 fn words(bytes: &[u8]) -> Vec<u64> {
@@ -113,6 +227,36 @@ fn is_address(word: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::census::tests::linked;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_task_is_linked_where_a_neighbour_knows_it() {
+        // A list of three, of which the second was not found; one that claims a neighbour, and one that has none.
+        let tasks = linked(&[
+            (0x100, 0, 0x180),
+            (0x200, 0x180, 0x300),
+            (0x300, 0x200, 0),
+            (0x400, 0x300, 0),
+            (0x500, 0, 0),
+        ]);
+        let linked: Vec<bool> = (0..tasks.len()).map(|index| is_linked(&tasks, index)).collect();
+        assert_eq!(linked, [false, true, true, false, false]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_is_found_from_wherever_the_search_begins(
+            headers in prop::collection::btree_set(1_u64..500, 1..100),
+            from in any::<prop::sample::Index>(),
+            wanted in 0_u64..510,
+        ) {
+            let headers: Vec<u64> = headers.into_iter().collect();
+            let tasks = linked(&headers.iter().map(|header| (*header, 0, 0)).collect::<Vec<_>>());
+            let found = find(&tasks, from.index(tasks.len()), wanted);
+            prop_assert_eq!(found, headers.iter().position(|header| *header == wanted));
+        }
+    }
 
     #[test]
     fn both_ends_of_a_list_prove_a_task_and_one_end_proves_the_lists() {

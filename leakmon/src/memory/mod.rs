@@ -10,18 +10,22 @@
 //! | `reader` | how to read pieces of another process's memory, within bounds |
 //! | `layout` | where a task's words lie, by its vtable |
 //! | `header` | what these words say: tokio's state word, and what no task can have there |
-//! | `scan` | how to find words that are a vtable's address in resident memory |
+//! | `places` | what is read where a task may be |
+//! | `scan` | how to find words that are a vtable's address in resident memory, and what is there |
 //! | `census` | the tasks of a process, by type and state |
-//! | `lists` | the ends of the lists in which runtimes keep their tasks |
+//! | `churn` | the types whose tasks come and go meanwhile |
+//! | `lists` | the lists in which runtimes keep their tasks |
 //! | `states` | the states of tasks whose headers are known |
 //! | `older` | the tasks that are older than the attach |
 //! | `service` | the thread that does all this beside the loop |
 
 pub mod census;
+mod churn;
 pub mod header;
 pub mod layout;
 mod lists;
 pub mod older;
+mod places;
 pub mod program;
 pub mod reader;
 mod scan;

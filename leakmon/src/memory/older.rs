@@ -4,11 +4,11 @@
 //! whenever they may have ended: each is read by its header and its id, so the count falls with every end and never below zero.
 
 use super::{
-    census::{Found, Tally, read_places},
+    census::{Found, Tally},
     header::State,
     layout::Layouts,
+    places::{self, Place},
     reader::{Memory, MemoryError},
-    scan::Place,
     states::Suspects,
 };
 use std::{
@@ -88,7 +88,7 @@ impl Older {
         let mut next = Suspects::default();
         for batch in self.tasks.chunks(TASKS_AT_ONCE) {
             let places: Vec<Place> = batch.iter().map(|task| task.place).collect();
-            let readings = read_places(memory, layouts, &places)?;
+            let readings = places::read(memory, layouts, &places)?;
             let now = Instant::now();
             for (task, reading) in batch.iter().zip(readings) {
                 let alive = reading.filter(|reading| reading.id == task.id && reading.state.is_alive());

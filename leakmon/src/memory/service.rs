@@ -270,14 +270,8 @@ fn gone(
     };
     let mut doubtful: Vec<(u64, u64)> = counted.iter().copied().filter(|(header, _)| !alive(*header)).collect();
     doubtful.sort_unstable();
-    let known: Vec<Known> = doubtful
-        .iter()
-        .map(|(header, group)| Known {
-            header: *header,
-            group: *group,
-        })
-        .collect();
-    let readings = states::read_known(memory, layouts, &known)?;
+    let headers: Vec<u64> = doubtful.iter().map(|(header, _)| *header).collect();
+    let readings = states::read_known(memory, layouts, &headers)?;
     memory.check()?;
     let dead = doubtful.into_iter().zip(readings);
     let dead = dead.filter(|(_, reading)| !reading.is_some_and(|reading| reading.state.is_alive()));

@@ -4,11 +4,11 @@
 //! skipped and counted. What seems unwakeable is believed when a later reading finds the same word of the same task.
 
 use super::{
-    census::{Tally, read_places},
+    census::Tally,
     header::{Reading, State},
     layout::Layouts,
+    places::{self, Place},
     reader::{Memory, MemoryError, Piece},
-    scan::Place,
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -91,7 +91,8 @@ pub fn read(
     let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
     let mut next = Suspects::default();
     for batch in sorted.chunks(HEADERS_AT_ONCE) {
-        let readings = read_known(memory, layouts, batch)?;
+        let headers: Vec<u64> = batch.iter().map(|known| known.header).collect();
+        let readings = read_known(memory, layouts, &headers)?;
         let now = Instant::now();
         for (known, reading) in batch.iter().zip(readings) {
             let group = groups.entry(known.group).or_default();
@@ -114,22 +115,22 @@ pub fn read(
 pub(super) fn read_known(
     memory: &mut Memory,
     layouts: &Layouts,
-    tasks: &[Known],
+    headers: &[u64],
 ) -> Result<Vec<Option<Reading>>, MemoryError> {
-    let pieces: Vec<Piece> = tasks
+    let pieces: Vec<Piece> = headers
         .iter()
-        .map(|known| Piece {
-            address: known.header.saturating_add(layouts.vtable_offset),
+        .map(|header| Piece {
+            address: header.saturating_add(layouts.vtable_offset),
             len: 8,
         })
         .collect();
-    let mut places = Vec::with_capacity(tasks.len());
+    let mut places = Vec::with_capacity(headers.len());
     memory.read_pieces(&pieces, |index, bytes| {
         let vtable = bytes
             .and_then(|bytes| bytes.first_chunk().copied())
             .map(u64::from_le_bytes);
         if let Some(layout) = vtable.and_then(|vtable| layouts.index_of(vtable)) {
-            let header = tasks[index].header;
+            let header = headers[index];
             places.push((
                 index,
                 Place {
@@ -140,8 +141,8 @@ pub(super) fn read_known(
         }
     })?;
     let (indices, places): (Vec<usize>, Vec<Place>) = places.into_iter().unzip();
-    let mut readings = vec![None; tasks.len()];
-    for (index, reading) in indices.into_iter().zip(read_places(memory, layouts, &places)?) {
+    let mut readings = vec![None; headers.len()];
+    for (index, reading) in indices.into_iter().zip(places::read(memory, layouts, &places)?) {
         readings[index] = reading;
     }
     Ok(readings)

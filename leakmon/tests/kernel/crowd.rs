@@ -99,9 +99,19 @@ impl Crowd {
         sum
     }
 
+    /// Tasks that were replaced since it was told to churn, when it was last asked.
+    pub(crate) fn replaced(&self) -> u64 {
+        self.truth["replaced"].as_u64().unwrap()
+    }
+
+    /// Ends it, and waits until it has ended.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Tasks that have not ended, the runtimes' workers included.
     pub(crate) fn alive(&self) -> u64 {
-        let alive = |[idle, scheduled, running, ..]: &States| idle + scheduled + running;
         self.states().iter().map(alive).sum::<u64>() + self.truth["workers"].as_u64().unwrap()
     }
 }
@@ -114,6 +124,21 @@ impl Drop for Crowd {
         }
         let _status = self.child.wait();
     }
+}
+
+/// Tasks that have not ended.
+pub(crate) const fn alive([idle, scheduled, running, ..]: &States) -> u64 {
+    *idle + *scheduled + *running
+}
+
+/// Rows without those that are in `others`; each of these takes one away, and must be there.
+pub(crate) fn without(mut rows: Vec<States>, others: &[States]) -> Vec<States> {
+    for other in others {
+        let at = rows.iter().position(|row| row == other);
+        let at = at.unwrap_or_else(|| panic!("{other:?} is not among {rows:?}"));
+        rows.remove(at);
+    }
+    rows
 }
 
 /// A census of a process.

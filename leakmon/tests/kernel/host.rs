@@ -29,6 +29,8 @@ pub(crate) enum Build {
     JemallocOldTokio,
     /// Release with tokio 1.23 and mimalloc, without symbols. The crowd alone.
     MimallocOldestTokio,
+    /// Release with tokio 1.22. Not the crowd, but a few tasks that wait.
+    OlderTokio,
 }
 
 impl Build {
@@ -45,6 +47,7 @@ impl Build {
             Self::Static => "victims/crowds/static",
             Self::JemallocOldTokio => "victims/crowds/jemalloc-1.38",
             Self::MimallocOldestTokio => "victims/crowds/mimalloc-1.23-stripped",
+            Self::OlderTokio => "victims/crowds/1.22",
         }
     }
 }
@@ -56,9 +59,11 @@ pub(crate) fn victim_for(test: &str, victim: &str) -> Option<PathBuf> {
 
 /// The victim's path, or `None` after the test was recorded as skipped.
 pub(crate) fn victim_built(test: &str, build: Build, victim: &str) -> Option<PathBuf> {
-    if !can_probe(test) {
-        return None;
-    }
+    can_probe(test).then(|| program_built(test, build, victim))?
+}
+
+/// As [`victim_built`], for what needs no probes.
+pub(crate) fn program_built(test: &str, build: Build, victim: &str) -> Option<PathBuf> {
     let path = built(build, victim);
     if !path.is_file() {
         skip(

@@ -24,6 +24,7 @@ mod page;
 mod pause;
 mod progress;
 mod prometheus;
+mod refusals;
 mod restart;
 mod service;
 mod slow_clients;

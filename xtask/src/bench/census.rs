@@ -2,13 +2,11 @@
 //! needs, and how much slower the process is meanwhile.
 //!
 //! In: the victim `crowd`, which counts what work it gets done in a given time. Out: a table on standard output. It works alone
-//! and beside a census in turns, so that a machine that slows down slows both.
+//! and beside censuses in turns, so that a machine that slows down slows both. Its work is put against the time that it had a processor
+//! for, so that other work on the machine does not count; a census's processor time stands beside the time it took.
 
 use super::Effort;
-use crate::{
-    victims::{self, Build},
-    workspace::Workspace,
-};
+use crate::{crowds::PLAIN, victims, workspace::Workspace};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use std::{
@@ -30,63 +28,86 @@ const WORK_MS: usize = 4_000;
 /// Runs the rounds and prints the table.
 pub(super) fn run(workspace: &Workspace, effort: Effort) -> Result<String> {
     let leakmon = victims::build_leakmon(workspace)?;
-    victims::build(workspace, Build::Release, Some("crowd"))?;
-    let mut crowd = Crowd::start(&Build::Release.example(workspace, "crowd"), TASKS)?;
+    PLAIN.build(workspace)?;
+    let mut crowd = Crowd::start(&PLAIN.path(workspace), TASKS)?;
     crowd.tell(&format!("ballast {BALLAST_MIB}"))?;
     let resident = memory_mib(crowd.child.id(), "VmRSS:").unwrap_or(0);
     println!("bench: a process with {resident} MiB resident and some {TASKS} tasks");
     let mut table =
-        "| round | census s | read MiB | share | tasks found | of | leakmon MiB | work alone | beside | slower % |\n\
-                     | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| round | census s | of it with a processor | read MiB | share | tasks found | of | leakmon MiB | \
+                     work a ms of processor alone | beside | slower % |\n\
+                     | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
             .to_owned();
+    let mut slower = Vec::new();
     for round in 1..=effort.rounds {
         let alone = crowd.work()?;
         crowd.say(&format!("work {WORK_MS}"))?;
         // The work has begun by the time that leakmon has read the binary.
-        let (census, peak_mib) = take(&leakmon, crowd.tgid())?;
+        let taken = take(&leakmon, crowd.tgid())?;
         let beside = work_of(&crowd.listen()?)?;
         let expected = alive(&crowd.tell("count")?);
+        let census = &taken.census;
+        slower.push((1.0 - beside / alone) * 100.0);
         // Writing to a string can't fail.
         let _ = writeln!(
             table,
-            "| {round} | {:.2} | {} | {} | {} | {expected} | {peak_mib} | {alone} | {beside} | {:.2} |",
+            "| {round} | {:.2} | {:.2} | {} | {} | {} | {expected} | {} | {alone:.0} | {beside:.0} | {:.2} |",
             census["seconds"].as_f64().unwrap_or(f64::NAN),
+            taken.processor_seconds,
             census["scanned_bytes"].as_u64().unwrap_or(0) >> 20,
             census["share"],
             census["tasks"]["alive"],
-            (1.0 - beside as f64 / alone as f64) * 100.0,
+            taken.peak_mib,
+            (1.0 - beside / alone) * 100.0,
         );
     }
+    slower.sort_by(f64::total_cmp);
+    let median = slower.get(slower.len() / 2).copied().unwrap_or(f64::NAN);
+    let _ = writeln!(table, "\nMedian: {median:.2} % slower.");
     Ok(table)
 }
 
-/// Takes a census, and says how much memory leakmon had at most, in MiB.
-pub(super) fn take(leakmon: &Path, tgid: u32) -> Result<(Value, u64)> {
+/// A census, and what it cost.
+pub(super) struct Taken {
+    pub(super) census: Value,
+    /// Memory that leakmon had at most.
+    peak_mib: u64,
+    /// How long leakmon had a processor, the analysis of the binary included.
+    processor_seconds: f64,
+}
+
+/// Takes a census.
+pub(super) fn take(leakmon: &Path, tgid: u32) -> Result<Taken> {
     let mut child = Command::new(leakmon)
-        .args([
-            "census",
-            "--format",
-            "json",
-            "--confirm-interval",
-            "20ms",
-            "-p",
-            &tgid.to_string(),
-        ])
+        .args(["census", "--format", "json", "--confirm-interval", "20ms"])
+        .args(["-p", &tgid.to_string()])
         .stdout(Stdio::piped())
         .spawn()
         .context("can't start leakmon")?;
-    let mut peak = 0;
+    let (mut peak_mib, mut processor_seconds) = (0, 0.0_f64);
     let output = child.stdout.take().context("leakmon has no output")?;
     let reader = std::thread::spawn(move || serde_json::from_reader::<_, Value>(output));
     while child.try_wait()?.is_none() {
-        // A high-water mark: it only rises.
-        peak = memory_mib(child.id(), "VmHWM:").unwrap_or(peak).max(peak);
+        // Both only rise.
+        peak_mib = memory_mib(child.id(), "VmHWM:").unwrap_or(0).max(peak_mib);
+        processor_seconds = processor_seconds_of(child.id()).unwrap_or(0.0).max(processor_seconds);
         std::thread::sleep(Duration::from_millis(5));
     }
     let Ok(Ok(mut found)) = reader.join() else {
         bail!("leakmon printed no census")
     };
-    Ok((found["census"].take(), peak))
+    Ok(Taken {
+        census: found["census"].take(),
+        peak_mib,
+        processor_seconds,
+    })
+}
+
+/// How long a process's first thread, which takes the census, has had a processor.
+fn processor_seconds_of(tgid: u32) -> Option<f64> {
+    let statistics = fs::read_to_string(format!("/proc/{tgid}/schedstat")).ok()?;
+    let nanoseconds: f64 = statistics.split(' ').next()?.parse().ok()?;
+    Some(nanoseconds / 1e9)
 }
 
 /// A line of `/proc/PID/status` in MiB.
@@ -107,7 +128,7 @@ pub(super) struct Crowd {
 impl Crowd {
     pub(super) fn start(path: &Path, tasks: usize) -> Result<Self> {
         let mut child = Command::new(path)
-            .args(["--tasks", &tasks.to_string()])
+            .args(["--tasks", &tasks.to_string(), "--disguised"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -146,7 +167,7 @@ impl Crowd {
         self.listen()
     }
 
-    fn work(&mut self) -> Result<u64> {
+    fn work(&mut self) -> Result<f64> {
         let answer = self.tell(&format!("work {WORK_MS}"))?;
         work_of(&answer)
     }
@@ -159,8 +180,14 @@ impl Drop for Crowd {
     }
 }
 
-fn work_of(answer: &Value) -> Result<u64> {
-    answer["work"].as_u64().context("the crowd did not count its work")
+/// What was done in a millisecond of processor time.
+fn work_of(answer: &Value) -> Result<f64> {
+    let (done, nanoseconds) = (answer["work"].as_f64(), answer["work_ns"].as_f64());
+    let milliseconds = nanoseconds
+        .filter(|nanoseconds| *nanoseconds > 0.0)
+        .map(|nanoseconds| nanoseconds / 1e6);
+    let done = done.context("the crowd did not count its work")?;
+    Ok(done / milliseconds.context("the crowd did not measure its time")?)
 }
 
 /// What a crowd says is alive, its workers included.

@@ -16,7 +16,25 @@ fn reading(state: State) -> Reading {
 }
 
 fn found(header: u64, reading: Reading) -> Found {
-    Found::new(Place { header, layout: 0 }, &reading, false)
+    Found::new(Place { header, layout: 0 }, &reading)
+}
+
+/// Tasks at these headers, each with its neighbours.
+pub(in crate::memory) fn linked(tasks: &[(u64, u64, u64)]) -> Vec<Found> {
+    let of = |(header, previous, next): &(u64, u64, u64)| {
+        let neighbours = Neighbours {
+            previous: *previous,
+            next: *next,
+        };
+        found(
+            *header,
+            Reading {
+                neighbours,
+                ..reading(State::Idle)
+            },
+        )
+    };
+    tasks.iter().map(of).collect()
 }
 
 fn headers(tasks: &[Found]) -> Vec<u64> {
@@ -113,11 +131,11 @@ fn remains_of_freed_tasks_are_told_by_their_stage() {
 
 #[test]
 fn the_share_says_what_was_not_read() {
-    let census = |resident_bytes, scanned_bytes, swapped_bytes, refused_places| Census {
+    let census = |resident_bytes, scanned_bytes, swapped_bytes, refused_tasks| Census {
         resident_bytes,
         scanned_bytes,
         swapped_bytes,
-        refused_places,
+        refused_tasks,
         ..Census::default()
     };
     assert_eq!(census(0, 0, 0, 0).share().to_string(), "1");
