@@ -50,6 +50,7 @@ fn report() -> Report {
             census: None,
             container: None,
             pod_uid: None,
+            kubernetes: None,
         };
         report
             .callsites

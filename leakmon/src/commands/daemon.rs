@@ -63,6 +63,7 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     let mut observer = Observer::new(config.settings(), config.inspection(), &config.hide, analyst, pins)?;
     watch(&mut observer, &config, rules, watchable).await?;
     observer.publish_to(source, config.interval);
+    observer.name_pods(network.pods.clone());
     privileges::restrict_system_calls()?;
     let status = format!("serving http://{address}");
     say(&status);

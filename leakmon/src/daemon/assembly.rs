@@ -239,6 +239,7 @@ impl Assembly<'_> {
             census: self.census(id, target),
             container: process.and_then(|process| process.cgroup.container.clone()),
             pod_uid: process.and_then(|process| process.cgroup.pod_uid.clone()),
+            kubernetes: None,
         })
     }
 
@@ -333,6 +334,7 @@ fn refused(process: &processes::Refused) -> TargetReport {
         census: None,
         container: process.cgroup.container.clone(),
         pod_uid: process.cgroup.pod_uid.clone(),
+        kubernetes: None,
     }
 }
 

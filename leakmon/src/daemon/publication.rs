@@ -7,6 +7,7 @@ use super::{Observer, images::Image};
 use crate::{
     export::{
         http::Source,
+        pods::Pods,
         report::Report,
         series::{Limits, SeriesBook},
         snapshot::Snapshot,
@@ -43,6 +44,7 @@ const LOSS_NAMES: [&str; Loss::ALL.len()] = [
 pub(super) struct Publisher {
     source: Source,
     book: SeriesBook,
+    pods: Option<Arc<Pods>>,
     pub(super) interval: Duration,
 }
 
@@ -54,8 +56,16 @@ impl Observer {
         self.publisher = Some(Publisher {
             source,
             book: SeriesBook::new(Limits::default()),
+            pods: None,
             interval,
         });
+    }
+
+    /// From now on what is published has the names of these pods.
+    pub fn name_pods(&mut self, pods: Option<Arc<Pods>>) {
+        if let Some(publisher) = &mut self.publisher {
+            publisher.pods = pods;
+        }
     }
 
     /// From now on a snapshot is published every `interval`.
@@ -77,11 +87,14 @@ impl Observer {
         if self.publisher.is_none() {
             return;
         }
-        let report = self.report();
+        let mut report = self.report();
         let own = self.self_metrics(&report);
         let Some(publisher) = &mut self.publisher else {
             return;
         };
+        if let Some(pods) = &publisher.pods {
+            pods.name(&mut report);
+        }
         let series = publisher.book.observe(&report);
         let ready =
             self.kernel.attached_sites() > 0 || self.live.targets().next().is_some() || self.arrivals.is_complete();

@@ -176,7 +176,8 @@ mod tests {
             callsites[].stacks[].frames[].inlined
             loss.events_dropped loss.live_full loss.stacks_full
             loss.stacks_truncated loss.unmatched_ends loss.replaced";
-        let added = "targets[].exited targets[].container targets[].pod_uid targets[].census callsites[].born_before_attach callsites[].bytes
+        let added = "targets[].exited targets[].container targets[].pod_uid targets[].kubernetes targets[].kubernetes.namespace
+            targets[].kubernetes.pod targets[].kubernetes.container targets[].census callsites[].born_before_attach callsites[].bytes
             callsites[].location.image callsites[].location.offset
             callsites[].stacks[].spawned callsites[].stacks[].complete callsites[].stacks[].oldest_seconds
             loss.counts_full loss.targets_full loss.images_full loss.processes_unjudged loss.paused loss.untracked_ends";

@@ -367,9 +367,13 @@ fn callsite_labels(labels: &Labels) -> Vec<LabelPair> {
         pair("location", &labels.location),
     ];
     // Prometheus takes an absent label for an empty one.
-    if !labels.container.is_empty() {
-        pairs.push(pair("container", &labels.container));
-    }
+    let of_container = [
+        ("namespace", &labels.namespace),
+        ("pod", &labels.pod),
+        ("container", &labels.container),
+    ];
+    let known = of_container.into_iter().filter(|(_, value)| !value.is_empty());
+    pairs.extend(known.map(|(name, value)| pair(name, value)));
     pairs
 }
 

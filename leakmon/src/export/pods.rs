@@ -1,11 +1,12 @@
 //! Names of pods and containers, for labels.
 //!
-//! In: the Kubernetes API server's list of this node's pods. Out: namespace, pod and container by the container's id, which a process's cgroup
-//! tells. The list is asked for only when a container is unknown, at most once an interval, and kept meanwhile: a scrape never
+//! In: the Kubernetes API server's list of this node's pods. Out: namespace, pod and container of a report's targets, by the container's id, which a
+//! process's cgroup tells. The list is asked for only when a container is unknown, at most once an interval, and kept meanwhile: a scrape never
 //! waits for it, and an API server that is away costs labels and nothing else.
 //!
 //! Source: Kubernetes API v1, `PodList`: `status.containerStatuses[].containerID` is `RUNTIME://ID`.
 
+use super::report::{PodNames, Report, TargetReport};
 use crate::{
     config::Kubernetes,
     outbound::{Outbound, OutboundError},
@@ -25,33 +26,25 @@ const LIST_BYTES_MAX: usize = 32 << 20;
 /// Containers that are kept.
 const CONTAINERS_MAX: usize = 16_384;
 
-/// Names of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodNames {
-    /// The pod's namespace.
-    pub namespace: String,
-    /// The pod.
-    pub pod: String,
-    /// The container in it.
-    pub container: String,
-}
-
 /// What is known, by the container's id.
 #[derive(Debug, Default)]
 pub struct Pods {
-    known: ArcSwap<HashMap<String, Arc<PodNames>>>,
+    known: ArcSwap<HashMap<String, PodNames>>,
     wanted: Notify,
 }
 
 impl Pods {
-    /// Names of a container; where they are unknown, they are asked for in the background.
-    #[must_use]
-    pub fn of_container(&self, id: &str) -> Option<Arc<PodNames>> {
-        let names = self.known.load().get(id).cloned();
-        if names.is_none() {
-            self.wanted.notify_one();
+    /// Gives the targets of a report their names; where some are unknown, they are asked for in the background.
+    pub fn name(&self, report: &mut Report) {
+        let known = self.known.load();
+        let contained = |target: &TargetReport| target.container.is_some() && !target.exited;
+        for target in report.targets.iter_mut().filter(|target| contained(target)) {
+            let names = target.container.as_deref().and_then(|id| known.get(id));
+            if names.is_none() {
+                self.wanted.notify_one();
+            }
+            target.kubernetes = names.cloned();
         }
-        names
     }
 
     /// Asks for ever: when a container is unknown, at most once an interval.
@@ -154,7 +147,7 @@ struct ContainerStatus {
     container_id: String,
 }
 
-fn parse(list: &[u8]) -> Result<HashMap<String, Arc<PodNames>>, PodsError> {
+fn parse(list: &[u8]) -> Result<HashMap<String, PodNames>, PodsError> {
     let list: PodList = serde_json::from_slice(list)?;
     let mut known = HashMap::new();
     for Pod { metadata, status } in list.items {
@@ -174,7 +167,7 @@ fn parse(list: &[u8]) -> Result<HashMap<String, Arc<PodNames>>, PodsError> {
                     pod: metadata.name.clone(),
                     container: container.name,
                 };
-                known.insert(id.to_owned(), Arc::new(names));
+                known.insert(id.to_owned(), names);
             }
         }
     }
@@ -184,6 +177,7 @@ fn parse(list: &[u8]) -> Result<HashMap<String, Arc<PodNames>>, PodsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::samples;
     use std::{
         io::{Read, Write},
         net::TcpListener,
@@ -252,18 +246,30 @@ mod tests {
         };
         let pods = Arc::new(Pods::default());
         let asking = tokio::spawn(Arc::clone(&pods).ask_forever(settings));
-        let names = tokio::time::timeout(Duration::from_secs(20), async {
+        let mut report = samples::empty();
+        for container in [Some("aa11"), Some("cc33"), None] {
+            let mut target = samples::target(1, "/usr/bin/app");
+            target.container = container.map(str::to_owned);
+            report.targets.push(target);
+        }
+        tokio::time::timeout(Duration::from_secs(20), async {
             loop {
-                match pods.of_container("aa11") {
-                    Some(names) => break names,
-                    None => tokio::task::yield_now().await,
+                pods.name(&mut report);
+                if report.targets[0].kubernetes.is_some() {
+                    return;
                 }
+                tokio::task::yield_now().await;
             }
         })
         .await
         .unwrap();
         asking.abort();
-        assert_eq!((names.namespace.as_str(), names.pod.as_str()), ("shop", "web-1"));
+        let named: Vec<_> = report
+            .targets
+            .iter()
+            .map(|target| target.kubernetes.as_ref().map(|names| names.pod.as_str()))
+            .collect();
+        assert_eq!(named, [Some("web-1"), None, None]);
         let request = server.join().unwrap();
         assert!(
             request.starts_with("GET /api/v1/pods?fieldSelector=spec.nodeName%3Dnode-7&limit=1000 HTTP/1.1"),

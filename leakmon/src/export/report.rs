@@ -84,6 +84,20 @@ pub struct TargetReport {
     /// Uid of the pod, in Kubernetes.
     #[serde(default)]
     pub pod_uid: Option<String>,
+    /// What Kubernetes calls the container, where its API server is asked.
+    #[serde(default)]
+    pub kubernetes: Option<PodNames>,
+}
+
+/// What Kubernetes calls a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodNames {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod.
+    pub pod: String,
+    /// The container in it.
+    pub container: String,
 }
 
 impl TargetReport {

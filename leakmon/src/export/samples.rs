@@ -1,8 +1,8 @@
 //! Reports for the tests of the formats.
 
 use super::report::{
-    CallsiteReport, EntityCounts, Frame, Location, LossReport, Report, SCHEMA, SiteCounts, StackReport, StateCounts,
-    TargetReport, TargetStatus, Verdict,
+    CallsiteReport, EntityCounts, Frame, Location, LossReport, PodNames, Report, SCHEMA, SiteCounts, StackReport,
+    StateCounts, TargetReport, TargetStatus, Verdict,
 };
 use crate::self_metrics::{Configured, MapFill, SelfMetrics};
 use std::time::{Duration, SystemTime};
@@ -69,6 +69,7 @@ pub(crate) fn target(tgid: u32, exe: &str) -> TargetReport {
         census: None,
         container: None,
         pod_uid: None,
+        kubernetes: None,
     }
 }
 
@@ -148,6 +149,11 @@ pub(crate) fn busy() -> Report {
     worker.build_id = None;
     worker.container = Some("0123456789abcdef".repeat(4));
     worker.pod_uid = Some("0a1b2c3d-1111-2222-3333-0123456789ab".to_owned());
+    worker.kubernetes = Some(PodNames {
+        namespace: "shop".to_owned(),
+        pod: "worker-7c9f".to_owned(),
+        container: "worker".to_owned(),
+    });
     worker.status = TargetStatus::Partial;
     worker.reason = Some("2 of 9 task types have no birth site".to_owned());
     worker.task = EntityCounts {

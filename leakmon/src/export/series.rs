@@ -11,7 +11,7 @@
 //! 3. Over own series and `other`, spawned, ended and live sum to what the report has. (Were a report's counter to
 //!    fall, which it must not, rule 2 goes first until the report has caught up.)
 //!
-//! A series whose function or line becomes known later changes its labels then; its counters go on.
+//! A series whose function, line or pod becomes known later changes its labels then; its counters go on.
 //!
 //! A callsite may get its series after `other` has counted it. That count stays in `other`, and the new series begins
 //! at 0:
@@ -29,7 +29,7 @@
 //! leak begins.
 
 use super::escape;
-use super::report::{CallsiteReport, Location, Report, TargetReport, Verdict};
+use super::report::{CallsiteReport, Location, PodNames, Report, TargetReport, Verdict};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -75,7 +75,11 @@ pub struct Labels {
     pub function: String,
     /// `file:line` or `image+0xoffset`, empty where unknown.
     pub location: String,
-    /// First digits of the container's id, empty outside containers.
+    /// The pod's namespace, empty where Kubernetes is not asked.
+    pub namespace: String,
+    /// The pod, likewise.
+    pub pod: String,
+    /// The container's name in Kubernetes, else the first digits of its id; empty outside containers.
     pub container: String,
 }
 
@@ -130,6 +134,8 @@ type Key = (&'static str, String);
 
 #[derive(Debug, Default)]
 struct ProcessSeries {
+    /// What the labels of all series say.
+    kubernetes: Option<PodNames>,
     own: BTreeMap<Key, OwnSeries>,
     other: BTreeMap<&'static str, OtherSeries>,
 }
@@ -292,8 +298,21 @@ impl ProcessSeries {
         }
     }
 
+    /// Takes names of pod and container, which become known after the first series: once in a process' life.
+    fn relabel(&mut self, target: &TargetReport) {
+        if target.kubernetes.is_none() || target.kubernetes == self.kubernetes {
+            return;
+        }
+        self.kubernetes.clone_from(&target.kubernetes);
+        let owned = self.own.values_mut().map(|own| &mut own.labels);
+        for labels in owned.chain(self.other.values_mut().map(|other| &mut other.labels)) {
+            Arc::make_mut(labels).set_container(target);
+        }
+    }
+
     /// Appends all series of the process. One whose callsite the report lacks stays, with nothing alive.
     fn show(&mut self, target: &TargetReport, callsites: &BTreeMap<Key, Merged<'_>>, table: &mut Vec<Series>) {
+        self.relabel(target);
         let mut sums: BTreeMap<&'static str, Counters> = BTreeMap::new();
         let mut others: BTreeMap<&'static str, Values> = BTreeMap::new();
         for (key, merged) in callsites {
@@ -394,15 +413,31 @@ fn labels(target: &TargetReport, kind: &'static str, callsite: String, location:
     let function = location
         .and_then(|location| location.function.as_deref())
         .unwrap_or_default();
-    Arc::new(Labels {
+    let mut labels = Labels {
         process: escape::name(target.process_name()).into_owned(),
         tgid: target.pid,
         kind,
         callsite,
         function: escape::name(function).into_owned(),
         location: location.map(place).unwrap_or_default(),
-        container: target.container.as_deref().map(short_id).unwrap_or_default(),
-    })
+        namespace: String::new(),
+        pod: String::new(),
+        container: String::new(),
+    };
+    labels.set_container(target);
+    Arc::new(labels)
+}
+
+impl Labels {
+    fn set_container(&mut self, target: &TargetReport) {
+        if let Some(names) = &target.kubernetes {
+            self.namespace = escape::name(&names.namespace).into_owned();
+            self.pod = escape::name(&names.pod).into_owned();
+            self.container = escape::name(&names.container).into_owned();
+        } else {
+            self.container = target.container.as_deref().map(short_id).unwrap_or_default();
+        }
+    }
 }
 
 /// `file:line`, or `image+0xoffset`, or nothing. The number is never cut off.

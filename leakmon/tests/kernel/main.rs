@@ -22,6 +22,7 @@ mod outputs;
 mod overload;
 mod page;
 mod pause;
+mod pods;
 mod progress;
 mod prometheus;
 mod refusals;

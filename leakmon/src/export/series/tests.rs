@@ -286,3 +286,42 @@ fn labels_improve_once_names_are_known_and_never_worsen() {
         assert_eq!(table.series[0].values.spawned, 3);
     }
 }
+
+#[test]
+fn names_of_a_pod_that_become_known_later_are_on_all_series_of_the_process() {
+    let limits = Limits {
+        callsites: 1,
+        processes: 1,
+    };
+    let mut book = SeriesBook::new(limits);
+    let model = |spawned| Model {
+        spawned,
+        ..Model::default()
+    };
+    let mut report = report_of(&[(7, false, vec![(0, model(5)), (KINDS.len(), model(3))])]);
+    report.targets[0].container = Some("0123456789abcdef".repeat(4));
+    let containers = |table: &SeriesTable| -> Vec<(String, String, String, u64)> {
+        let parts = |series: &Series| {
+            let labels = &series.labels;
+            let (namespace, pod) = (labels.namespace.clone(), labels.pod.clone());
+            (namespace, pod, labels.container.clone(), series.values.spawned)
+        };
+        table.series.iter().map(parts).collect()
+    };
+    let expected = |names: [&str; 3]| {
+        let [namespace, pod, container] = names.map(str::to_owned);
+        [5, 3].map(|spawned| (namespace.clone(), pod.clone(), container.clone(), spawned))
+    };
+    assert_eq!(containers(&book.observe(&report)), expected(["", "", "0123456789ab"]));
+
+    report.targets[0].kubernetes = Some(PodNames {
+        namespace: "shop".to_owned(),
+        pod: "web-1".to_owned(),
+        container: "app".to_owned(),
+    });
+    assert_eq!(containers(&book.observe(&report)), expected(["shop", "web-1", "app"]));
+
+    // The API server's list no longer has it: labels stay, for a series that changes its name is a new one.
+    report.targets[0].kubernetes = None;
+    assert_eq!(containers(&book.observe(&report)), expected(["shop", "web-1", "app"]));
+}
