@@ -86,7 +86,7 @@ pub(super) struct Image<'data> {
     /// By ascending address, not overlapping.
     pub(super) segments: Vec<Segment<'data>>,
     /// Relocated words by ascending address: where, and what address will be there relative to the image. In a position-dependent
-    /// image: words of data that are addresses of code.
+    /// image: words of data that are addresses of functions.
     pub(super) words: Vec<(u64, u64)>,
     /// Address ranges of functions from `.eh_frame`, ascending, not overlapping.
     functions: Vec<Range<u64>>,
@@ -117,8 +117,8 @@ impl<'data> Image<'data> {
         let sections = header
             .sections(endian, data)
             .map_err(|_| ImageError::Damaged("section headers"))?;
-        image.load_words(&sections, data)?;
         image.load_functions(&sections, data)?;
+        image.load_words(&sections, data)?;
         image.load_symbols(&sections, data)?;
         image.build_id = build_id(&sections, data);
         Ok(image)
@@ -251,11 +251,12 @@ impl<'data> Image<'data> {
         Some(u64::from_le_bytes(bytes.try_into().ok()?))
     }
 
-    /// A word of data that is not relocated.
+    /// A word of data that is no pointer: not relocated; where nothing is relocated, no address of the image's own.
     pub(super) fn plain_word(&self, address: u64) -> Option<u64> {
         self.relocated_word(address)
             .is_none()
             .then(|| self.word_in_place(address))?
+            .filter(|word| self.position_independent || self.segment(*word).is_none())
     }
 
     /// The image address that the dynamic linker will make a pointer to, at `address`.

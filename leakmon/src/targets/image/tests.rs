@@ -80,3 +80,20 @@ proptest! {
         prop_assert!(places(&packed).len() <= 63 * packed.len());
     }
 }
+
+#[test]
+fn what_a_jump_table_holds_is_no_function() {
+    let (code, at, data_at) = ([0xc3; 0x40], 0x1000, 0x2000);
+    let words = [at, at + 8, at + 0x3f, at + 0x40, data_at];
+    let data: Vec<u8> = words.iter().flat_map(|word: &u64| word.to_le_bytes()).collect();
+    let mut image = Image::of_code(at, &code, &[]);
+    image.segments.push(Segment {
+        address: data_at,
+        file_offset: 0x1000,
+        data: &data,
+        executable: false,
+    });
+    let mut found = Vec::new();
+    image.collect_function_addresses(&mut found).unwrap();
+    assert_eq!(found, [(data_at, at)]);
+}

@@ -18,7 +18,7 @@ const WORD_BYTES: usize = 8;
 
 impl<'data> Image<'data> {
     /// `R_X86_64_RELATIVE` of `SHT_RELA` sections (the addend is the address) and `SHT_RELR` (the address is in place); in a
-    /// position-dependent image nothing is relocated, and every aligned word of data that is an address of code counts.
+    /// position-dependent image nothing is relocated, and every aligned word of data that is the address of a function counts.
     pub(super) fn load_words<R: ReadRef<'data>>(
         &mut self,
         sections: &SectionTable<'data, Header, R>,
@@ -56,7 +56,7 @@ impl<'data> Image<'data> {
             }
         }
         if !self.position_independent {
-            self.collect_code_addresses(&mut words)?;
+            self.collect_function_addresses(&mut words)?;
         }
         words.sort_unstable();
         words.dedup_by_key(|word| word.0);
@@ -64,13 +64,15 @@ impl<'data> Image<'data> {
         Ok(())
     }
 
-    fn collect_code_addresses(&self, words: &mut Vec<(u64, u64)>) -> Result<(), ImageError> {
+    /// An address within a function is an entry of a jump table.
+    pub(super) fn collect_function_addresses(&self, words: &mut Vec<(u64, u64)>) -> Result<(), ImageError> {
         for segment in self.segments.iter().filter(|segment| !segment.executable) {
             let skipped = segment.address.next_multiple_of(WORD_BYTES as u64) - segment.address;
             let aligned = segment.data.get(skipped as usize..).unwrap_or_default();
             for (index, bytes) in aligned.as_chunks::<WORD_BYTES>().0.iter().enumerate() {
                 let word = u64::from_le_bytes(*bytes);
-                if self.is_code(word) {
+                let within = || self.function(word).is_some_and(|function| function.start < word);
+                if self.is_code(word) && !within() {
                     words.push((segment.address + skipped + (index * WORD_BYTES) as u64, word));
                 }
                 if words.len() > WORDS_MAX {

@@ -336,3 +336,6 @@ impl Claimed {
             .extend(vtables.iter().map(|vtable| (vtable.address, vtable.end(shape))));
     }
 }
+
+#[cfg(test)]
+mod tests;
