@@ -90,13 +90,7 @@ fn the_names_of_a_pod_are_on_the_metrics_of_its_processes() {
         "interval = \"1s\"\n[kubernetes]\npods = true\nnode = \"node-7\"\napi_server = {api_server:?}\ntoken_file = {token_file:?}\n"
     );
     fs::write(&config, text).unwrap();
-    let daemon = Daemon::start(&[
-        "--no-pin",
-        "--config",
-        config.to_str().unwrap(),
-        "--pid",
-        &tgid.to_string(),
-    ]);
+    let daemon = Daemon::start(&["--config", config.to_str().unwrap(), "--pid", &tgid.to_string()]);
     victim.go_on();
     victim.await_ready();
     victim.go_on();
