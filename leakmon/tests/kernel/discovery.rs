@@ -3,7 +3,7 @@
 use super::{
     daemon::{Daemon, of_victim, sample},
     host,
-    observer::{Attach, signal},
+    observer::{Attach, leakmon, signal},
     truth::Report,
     victim::Victim,
 };
@@ -46,7 +46,9 @@ fn copies(test: &str, folder: &Path, victims: &[&str]) -> Option<Vec<PathBuf>> {
 
 fn search(folder: &Path, options: &[&str]) -> Daemon {
     let include = format!("exe={}/*", folder.display());
-    Daemon::start(&[&["--include", &include], options].concat())
+    let arguments = ["daemon", "--listen", "127.0.0.1:0", "--include", &include];
+    // With one arena its memory is what it keeps, and not what each of its threads' arenas keeps free.
+    Daemon::spawn(leakmon(&[&arguments, options].concat()).env("MALLOC_ARENA_MAX", "1"))
 }
 
 fn tgids(report: &Report) -> Vec<u64> {
