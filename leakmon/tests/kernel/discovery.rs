@@ -47,8 +47,14 @@ fn copies(test: &str, folder: &Path, victims: &[&str]) -> Option<Vec<PathBuf>> {
 fn search(folder: &Path, options: &[&str]) -> Daemon {
     let include = format!("exe={}/*", folder.display());
     let arguments = ["daemon", "--listen", "127.0.0.1:0", "--include", &include];
-    // With one arena its memory is what it keeps, and not what each of its threads' arenas keeps free.
-    Daemon::spawn(leakmon(&[&arguments, options].concat()).env("MALLOC_ARENA_MAX", "1"))
+    // With these its memory is what it keeps, and not what the allocator keeps free (`man 3 mallopt`): one arena for all threads, and
+    // large pieces go back to the system at once. The thresholds are glibc's own at the start, before it raises them by itself.
+    let mut command = leakmon(&[&arguments, options].concat());
+    command.env("MALLOC_ARENA_MAX", "1");
+    command
+        .env("MALLOC_MMAP_THRESHOLD_", "131072")
+        .env("MALLOC_TRIM_THRESHOLD_", "131072");
+    Daemon::spawn(&mut command)
 }
 
 fn tgids(report: &Report) -> Vec<u64> {
