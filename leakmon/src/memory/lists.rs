@@ -25,10 +25,19 @@ const SCHEDULERS_MAX: usize = 256;
 const SCHEDULER_BYTES: usize = 4096;
 /// Bytes of each block that it points to: 24 a list, and four lists a processor.
 const BLOCK_BYTES: usize = 16 << 10;
+/// Lists of several tasks from which others are looked for in one block: one finds all of its neighbours, and what is left of
+/// others may look like one.
+const PROOFS_MAX: usize = 4;
+/// Words from one list to the next in a `ShardedList`: a lock, and the two ends.
+const LIST_WORDS: usize = 3;
+/// Largest state of a lock that is held for a moment (`sys/sync/mutex/futex.rs` of the standard library: 2; `parking_lot`: 3).
+const LOCK_MAX: u32 = 3;
+/// How far from the known vtables others may be: constants of one image lie together.
+const VTABLES_BYTES: u64 = 1 << 20;
 /// Pages below this are never mapped (`vm.mmap_min_addr`), and user addresses are below the other.
 const ADDRESSES: std::ops::Range<u64> = 4096..1 << 47;
 
-/// Leaves out living tasks that are in no list. Where none of a scheduler's lists is found, those stay that seem to be alone.
+/// Leaves out living tasks that are in no list. Where a scheduler is one and none of its lists is found, those stay that seem to be alone.
 /// `tasks` come by ascending address.
 pub(super) fn without_unlisted(
     memory: &mut Memory,
@@ -101,10 +110,18 @@ fn find(tasks: &[Found], from: usize, header: u64) -> Option<usize> {
 /// Of the tasks that seem to be alone, those that are not at both ends of a list.
 fn not_at_the_ends(memory: &mut Memory, tasks: &[Found], alone: &[usize]) -> Result<Vec<usize>, MemoryError> {
     let mut schedulers: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
-    for task in alone.iter().map(|index| &tasks[*index]) {
-        schedulers.entry(task.scheduler).or_default().insert(task.header);
-    }
     let mut unlisted = HashSet::new();
+    let of_owner = if alone.is_empty() {
+        HashMap::new()
+    } else {
+        schedulers_by_owner(tasks)
+    };
+    for task in alone.iter().map(|index| &tasks[*index]) {
+        match of_owner.get(&task.owner) {
+            Some(scheduler) if *scheduler != task.scheduler => _ = unlisted.insert(task.header),
+            _ => _ = schedulers.entry(task.scheduler).or_default().insert(task.header),
+        }
+    }
     for (scheduler, alone) in schedulers.into_iter().take(SCHEDULERS_MAX) {
         // The first task of a longer list proves that lists are found at all.
         let first = tasks
@@ -114,16 +131,25 @@ fn not_at_the_ends(memory: &mut Memory, tasks: &[Found], alone: &[usize]) -> Res
         let first: HashSet<u64> = first.collect();
         let mut ends = Ends::default();
         ends.search(memory, scheduler, &first, &alone)?;
-        if ends.proven || !ends.alone.is_empty() {
-            unlisted.extend(alone.difference(&ends.alone).copied());
+        let listed = if ends.proven { &ends.alone } else { &ends.elsewhere };
+        if ends.proven || !listed.is_empty() || !ends.counted {
+            unlisted.extend(alone.difference(listed).copied());
         }
     }
     let is_unlisted = |index: &usize| unlisted.contains(&tasks[*index].header);
     Ok(alone.iter().copied().filter(is_unlisted).collect())
 }
 
+/// The scheduler of each list, by its linked tasks: a list has one.
+fn schedulers_by_owner(tasks: &[Found]) -> HashMap<u64, u64> {
+    let linked = (0..tasks.len()).filter(|index| tasks[*index].state.is_alive() && is_linked(tasks, *index));
+    linked
+        .map(|index| (tasks[index].owner, tasks[index].scheduler))
+        .collect()
+}
+
 /// Of the tasks that say that they have neighbours, those that no neighbour knows. A neighbour whose type is not known can't
-/// be asked, but has the same owner.
+/// be asked, but has the same owner, and a vtable where the others are.
 fn without_neighbours(
     memory: &mut Memory,
     layouts: &Layouts,
@@ -137,7 +163,7 @@ fn without_neighbours(
     let headers: BTreeSet<u64> = others.iter().flat_map(of).collect();
     let headers: Vec<u64> = headers.into_iter().collect();
     let known = states::read_known(memory, layouts, &headers)?;
-    let owners = owners(memory, &headers)?;
+    let owners = owners(memory, layouts, &headers)?;
     let answers = known.into_iter().zip(owners);
     let answers: HashMap<u64, (Option<Reading>, Option<u64>)> = headers.iter().copied().zip(answers).collect();
     let knows = |header: &u64, index: usize| match answers.get(header) {
@@ -152,18 +178,23 @@ fn without_neighbours(
     Ok(others.iter().copied().filter(is_unlisted).collect())
 }
 
-/// The owner's word of each header; `None` where there is no memory. By ascending address.
-fn owners(memory: &mut Memory, headers: &[u64]) -> Result<Vec<Option<u64>>, MemoryError> {
+/// The owner of each header that has a vtable in the neighbourhood of the known ones. By ascending address.
+fn owners(memory: &mut Memory, layouts: &Layouts, headers: &[u64]) -> Result<Vec<Option<u64>>, MemoryError> {
+    let (lowest, highest) = layouts.bounds();
+    let near = lowest.saturating_sub(VTABLES_BYTES)..highest.saturating_add(VTABLES_BYTES);
     let piece = |header: &u64| Piece {
-        address: header.saturating_add(OWNER_OFFSET as u64),
-        len: 8,
+        address: header.saturating_add(layouts.vtable_offset),
+        len: (OWNER_OFFSET as u32 + 8).saturating_sub(layouts.vtable_offset as u32),
     };
     let pieces: Vec<Piece> = headers.iter().map(piece).collect();
     let mut owners = vec![None; headers.len()];
     memory.read_pieces(&pieces, |index, bytes| {
-        owners[index] = bytes
-            .and_then(|bytes| bytes.first_chunk().copied())
-            .map(u64::from_le_bytes);
+        let found = words(bytes.unwrap_or_default());
+        if let [vtable, .., owner] = found[..]
+            && near.contains(&vtable)
+        {
+            owners[index] = Some(owner);
+        }
     })?;
     Ok(owners)
 }
@@ -175,10 +206,14 @@ const fn is_first(task: &Found) -> bool {
 /// What was found of one scheduler's lists.
 #[derive(Default)]
 struct Ends {
-    /// Tasks that are both ends of a list.
+    /// Tasks that are both ends of a list beside one of several tasks.
     alone: BTreeSet<u64>,
+    /// The same, where no list of several tasks is near.
+    elsewhere: BTreeSet<u64>,
     /// Whether a list of several tasks was found.
     proven: bool,
+    /// Whether the scheduler begins as an `Arc` does, with two counts (`ArcInner` of the standard library).
+    counted: bool,
 }
 
 impl Ends {
@@ -192,6 +227,7 @@ impl Ends {
         let mut own = vec![0; SCHEDULER_BYTES];
         let read = memory.read(scheduler, &mut own)?;
         let own = words(&own[..read]);
+        self.counted = matches!(own[..], [strong, weak, ..] if is_count(strong) && is_count(weak));
         self.note(&own, first, alone);
         let blocks: BTreeSet<u64> = own.into_iter().filter(|word| is_address(*word)).collect();
         let mut block = vec![0; BLOCK_BYTES];
@@ -202,14 +238,41 @@ impl Ends {
         Ok(())
     }
 
+    /// Notes the lists among these words. Where there is one of several tasks, only its neighbours are lists too: what else
+    /// looks like one is what others have left.
     fn note(&mut self, words: &[u64], first: &HashSet<u64>, alone: &BTreeSet<u64>) {
-        for pair in words.windows(2) {
-            self.proven |= pair[0] != pair[1] && (first.contains(&pair[0]) || first.contains(&pair[1]));
-            if pair[0] == pair[1] && alone.contains(&pair[0]) {
-                self.alone.insert(pair[0]);
+        let lists: Vec<usize> = (1..words.len())
+            .filter(|at| {
+                ends_at(words, *at)
+                    .is_some_and(|[one, other]| one != other && (first.contains(&one) || first.contains(&other)))
+            })
+            .take(PROOFS_MAX)
+            .collect();
+        self.proven |= !lists.is_empty();
+        for list in lists {
+            let onwards = (list..words.len()).step_by(LIST_WORDS);
+            let back = (1..=list).rev().step_by(LIST_WORDS);
+            for part in [onwards.collect::<Vec<_>>(), back.collect()] {
+                let ends = part.into_iter().map_while(|at| ends_at(words, at));
+                self.alone.extend(
+                    ends.filter(|[one, other]| one == other && alone.contains(one))
+                        .map(|[one, _]| one),
+                );
             }
         }
+        let pairs = words
+            .windows(2)
+            .filter(|pair| pair[0] == pair[1] && alone.contains(&pair[0]));
+        self.elsewhere.extend(pairs.map(|pair| pair[0]));
     }
+}
+
+/// The ends of the list that may be at these words, behind the word of its lock (`Mutex` of the standard library and of
+/// `parking_lot`: a state below 4 in its first four bytes).
+fn ends_at(words: &[u64], at: usize) -> Option<[u64; 2]> {
+    let [lock, one, other] = *words.get(at.checked_sub(1)?..)?.first_chunk()?;
+    let is_list = lock as u32 <= LOCK_MAX && (one == 0) == (other == 0);
+    (is_list && [one, other].iter().all(|end| *end == 0 || is_address(*end))).then_some([one, other])
 }
 
 fn words(bytes: &[u8]) -> Vec<u64> {
@@ -218,6 +281,11 @@ fn words(bytes: &[u8]) -> Vec<u64> {
         .filter_map(|word| word.first_chunk().copied())
         .map(u64::from_le_bytes)
         .collect()
+}
+
+/// Whether so many references can exist.
+fn is_count(word: u64) -> bool {
+    (1..1 << 32).contains(&word)
 }
 
 fn is_address(word: u64) -> bool {
@@ -242,6 +310,8 @@ mod tests {
         ]);
         let linked: Vec<bool> = (0..tasks.len()).map(|index| is_linked(&tasks, index)).collect();
         assert_eq!(linked, [false, true, true, false, false]);
+        // One scheduler for all in these tests, by the two that are linked.
+        assert_eq!(schedulers_by_owner(&tasks), HashMap::from([(1, 8)]));
     }
 
     proptest! {
@@ -260,17 +330,21 @@ mod tests {
 
     #[test]
     fn both_ends_of_a_list_prove_a_task_and_one_end_proves_the_lists() {
-        let (first, alone) = (HashSet::from([0x100]), BTreeSet::from([0x200, 0x300]));
+        let (first, alone) = (HashSet::from([0x1000]), BTreeSet::from([0x2000, 0x3000]));
         let ends = |words: &[u64]| {
             let mut ends = Ends::default();
             ends.note(words, &first, &alone);
-            (ends.proven, ends.alone.into_iter().collect::<Vec<_>>())
+            let all = |headers: BTreeSet<u64>| headers.into_iter().collect::<Vec<_>>();
+            (ends.proven, all(ends.alone), all(ends.elsewhere))
         };
-        assert_eq!(ends(&[1, 0x200, 0x200, 0x300, 0]), (false, vec![0x200]));
-        assert_eq!(ends(&[0x100, 0x180, 0, 0]), (true, vec![]));
-        assert_eq!(ends(&[0x180, 0x100]), (true, vec![]));
-        assert_eq!(ends(&[0x300, 0x200, 5]), (false, vec![]));
-        assert_eq!(ends(&[]), (false, vec![]));
+        assert_eq!(ends(&[1, 0x2000, 0x2000, 0x3000, 0]), (false, vec![], vec![0x2000]));
+        assert_eq!(ends(&[0, 0x1000, 0x1800, 0]), (true, vec![], vec![]));
+        assert_eq!(ends(&[0, 0x1800, 0x1000]), (true, vec![], vec![]));
+        assert_eq!(ends(&[0, 0x3000, 0x2000, 5]), (false, vec![], vec![]));
+        assert_eq!(ends(&[]), (false, vec![], vec![]));
+        // Lists on both sides, one of them empty, and what lies behind where no lock is.
+        let lists = [0, 0x2000, 0x2000, 1, 0x1800, 0x1000, 0, 0, 0, 9, 0x3000, 0x3000];
+        assert_eq!(ends(&lists), (true, vec![0x2000], vec![0x2000, 0x3000]));
     }
 
     #[test]

@@ -29,7 +29,7 @@ fn a_census_counts_every_type_and_state_exactly_in_every_build() {
         let Some(path) = host::program_built(test, build, "crowd") else {
             continue;
         };
-        for (tasks, runs) in [(10, 2), (1_000, RUNS)] {
+        for (tasks, runs) in [(10, 2), (1_000, RUNS), (100_000, 2)] {
             let crowd = Crowd::start(&path, tasks);
             for run in 0..runs {
                 let census = census(crowd.tgid());
