@@ -25,6 +25,8 @@ use std::{
 const ALIGNMENTS: std::ops::RangeInclusive<u64> = 8..=4096;
 /// What a cell's size is rounded up to where the alignment does not show.
 const ALIGNMENTS_USUAL: [u64; 6] = [8, 16, 32, 64, 128, 256];
+/// What flags of jemalloc's `mallocx` that look like an alignment mean: they are its logarithm (`MALLOCX_LG_ALIGN`).
+const FLAGS_8_ALIGNMENT: u64 = 1 << 8;
 /// A cell is smaller than this: tokio boxes futures that are larger than 16 KiB, in its older versions only those of debug builds
 /// (`util/trace.rs`, `BOX_FUTURE_THRESHOLD`).
 const CELL_BYTES_MAX: u64 = 1 << 30;
@@ -129,6 +131,7 @@ impl Allocation {
                 .any(|trailer| (trailer_offset + trailer).next_multiple_of(alignment) == self.bytes)
         };
         match self.alignment {
+            Some(8) => fits(8) || fits(FLAGS_8_ALIGNMENT),
             Some(alignment) => ALIGNMENTS.contains(&alignment) && alignment.is_power_of_two() && fits(alignment),
             None => ALIGNMENTS_USUAL.into_iter().any(fits),
         }
@@ -235,7 +238,7 @@ impl Search<'_> {
             return allocation.fits(None, self.shape);
         }
         let slack = self.shape.trailer_bytes.iter().max().copied().unwrap_or_default()
-            + allocation.alignment.unwrap_or(ALIGNMENTS_USUAL[5]);
+            + allocation.alignment.unwrap_or_default().max(FLAGS_8_ALIGNMENT);
         let smallest = allocation.bytes.saturating_sub(slack);
         self.trailers
             .range(smallest..=allocation.bytes)
@@ -433,7 +436,7 @@ impl Search<'_> {
 /// The allocation that a call with these arguments makes, whatever the allocator.
 ///
 /// `__rust_alloc(size, align)`, `exchange_malloc` and `box_new_uninit` in either order, `posix_memalign(&slot, align, size)`,
-/// `malloc(size)`, `_rjem_mallocx(size, flags)`.
+/// `malloc(size)`, `_rjem_mallocx(size, flags)`, whose flags are a small number. A cell has at least the bytes of its alignment.
 fn allocation(state: &State) -> Option<Allocation> {
     let constant = |register| match state.register(register) {
         Value::Constant(value) => Some(value),
@@ -445,7 +448,7 @@ fn allocation(state: &State) -> Option<Allocation> {
             bytes,
             alignment: Some(align),
         }),
-        (Some(align), Some(bytes), _) if alignment(align) => Some(Allocation {
+        (Some(align), Some(bytes), _) if alignment(align) && bytes >= align => Some(Allocation {
             bytes,
             alignment: Some(align),
         }),

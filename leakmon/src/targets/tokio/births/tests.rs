@@ -92,6 +92,7 @@ fn every_allocators_arguments_are_known() {
         &b"\xbf\x80\x00\x00\x00\xbe\x80\x00\x00\x00"[..], // size 128, alignment 128
         b"\xbf\x08\x00\x00\x00\xbe\x80\x00\x00\x00",      // alignment 8, size 128
         b"\xbf\x80\x00\x00\x00",                          // size alone
+        b"\xbf\x80\x00\x00\x00\xbe\x07\x00\x00\x00",      // size 128, the flags of alignment 128
         b"\x6a\x80\x5f\x81\xe7\x80\x00\x00\x00\xbf\x80\x00\x00\x00", // with pushes between
     ] {
         let code = assemble(&[
@@ -103,7 +104,9 @@ fn every_allocators_arguments_are_known() {
             TEST_RAX,
             b"\x74\x01",
             RET,
-            RET,
+            // What reports that there is no memory: alignment 128, size 128.
+            SIZE_ALIGN,
+            CALL,
         ]);
         assert_eq!(births(&code).len(), 1);
         assert!(
@@ -125,6 +128,23 @@ fn every_allocators_arguments_are_known() {
         RET,
     ]);
     assert_eq!(births(&code), [Ok((44, 14, Condition::ZeroClear, true))]);
+}
+
+#[test]
+fn flags_for_an_alignment_of_256_are_no_alignment_of_8() {
+    // mov edi, 256 · mov esi, 8
+    let code = assemble(&[
+        LEA_RAX,
+        b"V",
+        STORE_ON_STACK,
+        b"\xbf\x00\x01\x00\x00\xbe\x08\x00\x00\x00",
+        CALL,
+        TEST_RAX,
+        b"\x74\x01",
+        RET,
+        RET,
+    ]);
+    assert_eq!(births(&code), [Ok((30, RAX, Condition::ZeroClear, true))]);
 }
 
 #[test]
