@@ -46,7 +46,8 @@ Without -o the report goes to stderr when the command has ended; its own input a
   leakmon attach --exe /usr/bin/app --duration 1m
   leakmon attach --all --include 'cgroup=*/kubepods*' --duration 1m
 
-Ctrl-C ends the observation and prints the report. Only tasks that are born meanwhile are counted.")]
+Ctrl-C ends the observation and prints the report. Births and ends are counted from then on; tasks that are older are read from the
+process's memory. With --all the first look at every process, up to 20 seconds, comes before the duration begins.")]
     Attach(AttachArgs),
     /// Watches this host, or executables and processes, and serves HTTP
     #[command(after_help = "Examples:

@@ -158,20 +158,20 @@ impl Default for Bounds {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("{}: {source}: check the path given with --config", path.display())]
+    #[error("{}: {cause}: check the path given with --config", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is not understood.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: Box<toml::de::Error>,
+        cause: Box<toml::de::Error>,
     },
     /// A value is out of its range.
     #[error("`{key}` {problem}")]
@@ -182,12 +182,12 @@ pub enum ConfigError {
         problem: &'static str,
     },
     /// A rule makes no sense.
-    #[error("`{key}`: {source}")]
+    #[error("`{key}`: {cause}")]
     Rule {
         /// `include` or `exclude`.
         key: &'static str,
         /// Why.
-        source: RuleError,
+        cause: RuleError,
     },
 }
 
@@ -200,13 +200,13 @@ impl Config {
         let mut config = match &args.config {
             None => Self::default(),
             Some(path) => {
-                let text = read_bounded(path).map_err(|source| ConfigError::Read {
+                let text = read_bounded(path).map_err(|cause| ConfigError::Read {
                     path: path.clone(),
-                    source,
+                    cause,
                 })?;
-                toml::from_str(&text).map_err(|source| ConfigError::Parse {
+                toml::from_str(&text).map_err(|cause| ConfigError::Parse {
                     path: path.clone(),
-                    source: Box::new(source),
+                    cause: Box::new(cause),
                 })?
             }
         };
@@ -245,7 +245,7 @@ impl Config {
         for (key, rules) in [("include", &self.include), ("exclude", &self.exclude)] {
             require(rules.len() <= RULES_MAX, key, "may have 256 rules at most")?;
             for rule in rules {
-                rule.check().map_err(|source| ConfigError::Rule { key, source })?;
+                rule.check().map_err(|cause| ConfigError::Rule { key, cause })?;
             }
         }
         let watched = self.exes.len().saturating_add(self.pids.len());

@@ -308,7 +308,11 @@ impl ProcessCensus {
             }
         )?;
         if census.types.is_empty() {
-            return writeln!(out, "\nIt holds no task now.");
+            let found = match census.share < 1.0 {
+                true => "No task was found in what was read.",
+                false => "It holds no task now.",
+            };
+            return writeln!(out, "\n{found}");
         }
         writeln!(
             out,

@@ -335,7 +335,7 @@ fn sentences(loss: &LossReport) -> [Sentence; 10] {
             loss.paused,
             "task is",
             "tasks are",
-            "not followed, since its process was paused for its many hits.",
+            "not followed, since a process was paused for its many hits.",
         ),
         (
             loss.targets_full,
@@ -353,7 +353,7 @@ fn sentences(loss: &LossReport) -> [Sentence; 10] {
             loss.processes_unjudged,
             "process is",
             "processes are",
-            "not shown, since it had gone before the rules could be asked about it.",
+            "not shown: gone before the rules could be asked.",
         ),
         (
             loss.stacks_full,

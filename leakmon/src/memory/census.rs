@@ -15,7 +15,7 @@
 //! Time, bytes and places are bounded; what was not read is told by [`Census::share`].
 
 use super::{
-    churn::scan_changed,
+    churn::{AGAIN_BYTES_MAX, scan_changed},
     header::{Neighbours, Reading, State, stage},
     layout::Layouts,
     lists::{is_linked, without_unlisted},
@@ -167,16 +167,18 @@ pub struct Census {
     pub swapped_bytes: u64,
     /// Tasks that found no room.
     pub refused_tasks: u64,
+    /// Types that changed meanwhile and lie too widely to be scanned again: of them some tasks are missing.
+    pub unsettled_types: u64,
     /// How long it took, the wait for a confirmation left out.
     pub took: Duration,
 }
 
 impl Census {
-    /// How much of the process's memory was read, from 0 to 1: less than 1 where a bound was met, or memory is in swap.
+    /// How much of the process's memory was read, from 0 to 1: less than 1 where any bound was met, or memory is in swap.
     #[must_use]
     pub fn share(&self) -> f64 {
         let all = self.resident_bytes + self.swapped_bytes;
-        match (all, self.refused_tasks) {
+        match (all, self.refused_tasks + self.unsettled_types) {
             (0, _) => 1.0,
             // How many more there are is not known.
             (_, 1..) => (self.scanned_bytes as f64 / all as f64).min(0.99),
@@ -217,7 +219,7 @@ pub fn take(
         Duration::ZERO
     };
     std::thread::sleep(waited.max(MOMENT));
-    scan_changed(memory, layouts, &ranges, &mut census.tasks)?;
+    scan_changed(memory, layouts, &ranges, AGAIN_BYTES_MAX, &mut census)?;
     without_unlisted(memory, layouts, &mut census.tasks)?;
     without_copies(&mut census.tasks, &regions);
     without_remains(&mut census.tasks);

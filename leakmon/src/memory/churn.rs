@@ -18,13 +18,14 @@ use std::{
     ops::Range,
 };
 
-/// Tasks of a type that are looked at, evenly spread. If one percent of them had ended, all of so many would still be there once
-/// in 20,000 times (0.99 to the power of 1,000).
+/// Tasks of a type that are looked at, evenly spread; half as many at least where a type has more. If one percent of them had
+/// ended, all of 500 would still be there once in 150 times (0.99 to the power of 500).
 const LOOKED_AT_MAX: usize = 1_000;
 /// What lies around a task: tasks begin where others were before.
 const WINDOW_BYTES: u64 = 1 << 20;
-/// Bytes that are read again at most, in a third of a second; where it is more, the first scan stands.
-const AGAIN_BYTES_MAX: u64 = 1 << 30;
+/// Bytes that are read again at most, in a third of a second; where it is more, the first scan stands, and the census says that its
+/// numbers are lower bounds.
+pub(super) const AGAIN_BYTES_MAX: u64 = 1 << 30;
 
 /// Bytes that are read before any of them is looked at: what memory gives in a hundredth of a second.
 const MOMENT_BYTES: usize = 64 << 20;
@@ -32,13 +33,21 @@ const MOMENT_BYTES: usize = 64 << 20;
 const NEW_BYTES: usize = 4 << 20;
 
 /// Puts the tasks of a second scan in place of those of types that have changed since the first. `scanned` are its ranges, by
-/// ascending address; so are `tasks`, before and after.
+/// ascending address; so are the census's tasks, before and after. Where more than `bytes_max`
+/// would have to be read, the first scan stands.
 pub(super) fn scan_changed(
     memory: &mut Memory,
     layouts: &Layouts,
     scanned: &[Range<u64>],
-    tasks: &mut Vec<Found>,
+    bytes_max: u64,
+    census: &mut Census,
 ) -> Result<(), MemoryError> {
+    let Census {
+        tasks,
+        refused_tasks,
+        unsettled_types,
+        ..
+    } = census;
     let changed = changed(memory, layouts, tasks)?;
     if changed.is_empty() {
         return Ok(());
@@ -50,14 +59,17 @@ pub(super) fn scan_changed(
     let buffer = vec![u8::MAX; bytes.min(MOMENT_BYTES)];
     let ranges = around(memory, scanned, &windows)?;
     let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-    if bytes > AGAIN_BYTES_MAX {
+    if bytes > bytes_max {
+        *unsettled_types += changed.len() as u64;
         return Ok(());
     }
     let mut again = Vec::new();
     let mut scanner = Scanner::new(layouts);
     scanner.scan_moment(memory, &ranges, buffer, |place, reading| {
-        if changed.contains(&place.layout) && again.len() < TASKS_MAX {
-            again.push(Found::new(place, reading));
+        match changed.contains(&place.layout) {
+            true if again.len() < TASKS_MAX => again.push(Found::new(place, reading)),
+            true => *refused_tasks += 1,
+            false => {}
         }
     })?;
     let before = |task: &Found| {
@@ -161,25 +173,37 @@ mod tests {
         let start = memory.as_ptr() as u64;
         let mut own = Memory::open(std::process::id(), start).unwrap();
         let whole = start / WINDOW_BYTES * WINDOW_BYTES..start + (1 << 17);
-        let mut tasks = scanned(&mut own, &layouts, &(start..start + 0x1000));
+        let mut census = Census {
+            tasks: scanned(&mut own, &layouts, &(start..start + 0x1000)),
+            resident_bytes: 1,
+            scanned_bytes: 1,
+            ..Census::default()
+        };
         // What else this process has in new memory, copies of all this among it, does not matter here.
         let here = |tasks: &[Found]| -> Vec<(u64, u64)> {
             let here = tasks.iter().filter(|task| (start..whole.end).contains(&task.header));
             here.map(|task| (task.id, task.word)).collect()
         };
         let ids = |tasks: &[Found]| here(tasks).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
-        assert_eq!(ids(&tasks), [1, 2, 3]);
+        let again = |own: &mut Memory, bytes_max, census: &mut Census| {
+            scan_changed(own, &layouts, std::slice::from_ref(&whole), bytes_max, census).unwrap();
+        };
+        assert_eq!(ids(&census.tasks), [1, 2, 3]);
 
         // Births alone change nothing: the first scan was right in its moment.
         put(&mut memory, AT[3], changing, 4);
-        scan_changed(&mut own, &layouts, std::slice::from_ref(&whole), &mut tasks).unwrap();
-        assert_eq!(ids(&tasks), [1, 2, 3]);
+        again(&mut own, AGAIN_BYTES_MAX, &mut census);
+        assert_eq!(ids(&census.tasks), [1, 2, 3]);
 
         // One has ended, two were born; a finished one was not there before, so it may be about to go.
         memory[AT[0] / 8] = 0;
         put(&mut memory, AT[4], changing, 5);
         memory[AT[4] / 8] = 1 << 6 | 8 | 2;
-        scan_changed(&mut own, &layouts, std::slice::from_ref(&whole), &mut tasks).unwrap();
-        assert_eq!(here(&tasks), [(2, WORD), (3, WORD), (4, 0)]);
+        // Where that is too much to read, the first scan stands, and the census says so.
+        again(&mut own, WINDOW_BYTES - 1, &mut census);
+        assert_eq!((ids(&census.tasks), census.unsettled_types), (vec![1, 2, 3], 1));
+        assert!(census.share() < 1.0);
+        again(&mut own, AGAIN_BYTES_MAX, &mut census);
+        assert_eq!(here(&census.tasks), [(2, WORD), (3, WORD), (4, 0)]);
     }
 }

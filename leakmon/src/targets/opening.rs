@@ -28,12 +28,12 @@ pub enum AnalyseError {
     #[error("{}: no such file; give the path of an executable", .0.display())]
     Missing(PathBuf),
     /// It can't be opened or read.
-    #[error("{}: can't be read ({source}); check its permissions", path.display())]
+    #[error("{}: can't be read ({cause}); check its permissions", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A directory, FIFO, socket or device.
     #[error("{}: is {what}, not a regular file; give the path of an executable", path.display())]
@@ -138,11 +138,11 @@ impl AnalyseError {
 /// # Errors
 /// [`AnalyseError`]: it is missing, unreadable, no regular file, or larger than 8 GiB.
 pub fn open(path: &Path) -> Result<File, AnalyseError> {
-    let unreadable = |source: io::Error| match source.kind() {
+    let unreadable = |cause: io::Error| match cause.kind() {
         io::ErrorKind::NotFound => AnalyseError::Missing(path.to_owned()),
         _ => AnalyseError::Unreadable {
             path: path.to_owned(),
-            source,
+            cause,
         },
     };
     // O_NONBLOCK: opening a FIFO without a writer, or a device, would wait for ever.
@@ -162,9 +162,9 @@ pub fn open(path: &Path) -> Result<File, AnalyseError> {
 
 /// Who an open file is, its build id left out; an error where it is no file to be analysed.
 pub(super) fn identify(file: &File, path: &Path) -> Result<ImageId, AnalyseError> {
-    let metadata = file.metadata().map_err(|source| AnalyseError::Unreadable {
+    let metadata = file.metadata().map_err(|cause| AnalyseError::Unreadable {
         path: path.to_owned(),
-        source,
+        cause,
     })?;
     if let Some(what) = irregular(&metadata) {
         return Err(AnalyseError::NotRegular {
