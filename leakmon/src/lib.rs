@@ -18,7 +18,8 @@
 //! 4. [`symbols`] turns a stack's addresses into names, on a thread of its own, and says which frame is the culprit.
 //! 5. [`export`] makes a table, JSON, folded stacks or Prometheus text from one [`export::report::Report`].
 //!
-//! [`daemon`] is the only loop and the owner of all mutable state; `run`, `attach` and `daemon` (in [`commands`]) differ
+//! [`daemon`] is the loop and the owner of what is counted. Its search for processes (`daemon/discovery.rs`) is a second loop, on
+//! a thread of its own with its own table of files, which hands over what it finds. `run`, `attach` and `daemon` (in [`commands`]) differ
 //! in what ends it.
 //!
 //! # Code map
@@ -36,6 +37,7 @@
 //! | [`symbols`] | addresses to names, the location, the callsite's id | counts |
 //! | [`export`] | one file an output format; `http` only routes | where a report came from |
 //! | [`daemon`] | the loop; `daemon/assembly.rs` makes the report | the command line |
+//! | `daemon/discovery.rs` | the search for processes, on its own thread | what is attached or counted |
 //! | [`privileges`] | the daemon's rights: what each is for, giving up the others | BPF |
 //! | [`outbound`] | requests to other servers, bounded in time and size | what they are for |
 //! | [`supervision`] | what systemd is told: ready, alive, reloading | how it is known |

@@ -247,6 +247,10 @@ impl Observer {
         let Some(entry) = self.kernel.target(tgid) else {
             return;
         };
+        // A hit may have made it a target before it was looked at; what it ran until then was not seen all the same.
+        if entry.whole == 0 {
+            self.inspection.see_running(TargetId(entry.target));
+        }
         // Only after it has become a target the kernel tells of its end.
         if processes::lives(tgid) {
             self.processes.maps(TargetId(entry.target), number);

@@ -216,7 +216,9 @@ impl Assembly<'_> {
             return self.threads_only(id, target, sums);
         };
         let late = self.first_sight.is_some_and(|sight| sight.is_late(id));
-        let shortfall = image.shortfall().or_else(|| stray_ends(image, target));
+        let shortfall = image.shortfall();
+        let ran_before = self.inspection.of(id).is_some_and(|read| read.ran_before);
+        let shortfall = shortfall.or_else(|| stray_ends(image, target).filter(|_| !ran_before));
         let shortfall = shortfall.or_else(|| late.then(|| LATE.to_owned()));
         let (status, reason) = self.processes.status(id, target, shortfall, self.now_ns);
         Some(TargetReport {

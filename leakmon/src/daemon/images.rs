@@ -244,8 +244,12 @@ impl Images {
 
     /// Takes a site off the attached ones, with the reason.
     pub(super) fn drop_site(&mut self, site: Cookie, reason: String) {
-        if let Some(image) = self.images.get_mut(&site.image()) {
-            let index = site.site() as usize;
+        self.drop_index(site.image(), site.site() as usize, reason);
+    }
+
+    /// The same for a site by its index in the plan of an image.
+    pub(super) fn drop_index(&mut self, number: u32, index: usize, reason: String) {
+        if let Some(image) = self.images.get_mut(&number) {
             image.attached.sites.retain(|attached| *attached != index);
             image.attached.refused.push((index, reason));
         }

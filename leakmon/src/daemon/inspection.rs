@@ -74,7 +74,7 @@ pub(super) struct Inspection {
 #[derive(Default)]
 pub(super) struct Inspected {
     /// It ran when it was attached to: what is not counted then is older.
-    ran_before: bool,
+    pub(super) ran_before: bool,
     /// A census or a recount is under way.
     busy: bool,
     next: Option<Instant>,
@@ -189,14 +189,7 @@ impl Inspected {
         });
         report.disagreement = Some(self.disagreement);
         if report.reason.is_none() && self.disagreement != Disagreement::default() {
-            let Disagreement {
-                unseen_births,
-                unseen_ends,
-            } = self.disagreement;
-            report.reason = Some(format!(
-                "memory and probes disagree: {unseen_births} tasks in memory were born unseen since the attach, and \
-                 {unseen_ends} that are counted are no longer in memory"
-            ));
+            report.reason = Some(sentence(self.disagreement));
         }
         Some(report)
     }
@@ -376,11 +369,7 @@ impl Observer {
             unseen_ends,
         };
         if known.disagreement != before && known.disagreement != Disagreement::default() {
-            tracing::warn!(
-                "process {}: {:?}: memory and probes disagree",
-                target.tgid(),
-                known.disagreement
-            );
+            tracing::warn!("process {}: {}", target.tgid(), sentence(known.disagreement));
         }
         if let (Some(layouts), false) = (&known.layouts, comparison.older.is_empty()) {
             let types = layouts.types().iter().zip(&comparison.older);
@@ -438,6 +427,18 @@ impl Observer {
             tracing::warn!("reading memory takes long: the census is not complete yet");
         }
     }
+}
+
+/// What a disagreement says.
+fn sentence(disagreement: Disagreement) -> String {
+    let Disagreement {
+        unseen_births,
+        unseen_ends,
+    } = disagreement;
+    format!(
+        "memory and probes disagree: {unseen_births} tasks in memory were born unseen since the attach, and {unseen_ends} that are \
+         counted are no longer in memory"
+    )
 }
 
 /// Threads are counted like tasks, under numbers that are no addresses of a process.

@@ -24,6 +24,8 @@ pub(super) struct Judgement {
     /// `None`: everything that is hit is wanted.
     pub(super) rules: Option<Arc<Rules>>,
     wanted: HashSet<TargetId>,
+    /// The process that is being made a target since it was named: rules have no say in it.
+    pub(super) named: Option<u32>,
     unwanted: HashSet<TargetId>,
     /// Unwanted ones of which the kernel may still have counters.
     to_drop: BTreeSet<TargetId>,
@@ -48,14 +50,14 @@ impl Observer {
             return false;
         }
         let identity = self.identify(target);
-        let by_number = self.kernel.is_watched(target.tgid());
+        let by_number = self.judgement.named == Some(target.tgid()) || self.kernel.is_watched(target.tgid());
         let image = FileKey::of_program(target.tgid()).and_then(|key| self.images.of_file(key.device, key.inode));
         let is_named = image.is_some_and(|image| image.is_named);
         let wanted = match (&self.judgement.rules, &identity) {
             (None, _) => true,
             (Some(_), _) if by_number => true,
             (Some(rules), Some(identity)) => identity.is_wanted(rules, is_named),
-            (Some(rules), None) => rules.want_all(),
+            (Some(_), None) => false,
         };
         if wanted {
             self.judgement.wanted.insert(target);

@@ -6,7 +6,7 @@
 
 use super::Observer;
 use crate::kernel::{clock::monotonic_ns, detach};
-use leakmon_ebpf::abi::TargetId;
+use leakmon_ebpf::abi::{Role, TargetId};
 use std::{
     collections::{BTreeMap, BTreeSet},
     thread::JoinHandle,
@@ -125,20 +125,30 @@ impl Observer {
         let Some(image) = self.images.get(number) else {
             return;
         };
+        let path = image.plan.path.display().to_string();
+        let is_birth = |index: &usize| {
+            image
+                .plan
+                .sites
+                .get(*index)
+                .is_some_and(|site| site.role == Role::Birth)
+        };
+        let sites: Vec<usize> = image.attached.sites.iter().copied().filter(is_birth).collect();
         let births = self
             .kernel
             .attach_births(&image.plan, image.open_file(), number, &image.attached.sites);
-        match births {
+        let refused = match births {
             Ok(attached) => {
-                for (index, reason) in attached.refused {
-                    tracing::warn!(
-                        "{}: site {index} is not attached again: {reason}",
-                        image.plan.path.display()
-                    );
-                }
+                self.images.set_attached(number, monotonic_ns());
+                attached.refused
             }
-            Err(error) => tracing::warn!("{}: births are not seen any more: {error}", image.plan.path.display()),
+            // Since when births are seen is not known any more: the image stays as one of which they are not.
+            Err(error) => sites.into_iter().map(|index| (index, error.to_string())).collect(),
+        };
+        for (index, reason) in refused {
+            let reason = format!("site {index} is not attached again after a pause: {reason}");
+            tracing::warn!("{path}: {reason}");
+            self.images.drop_index(number, index, reason);
         }
-        self.images.set_attached(number, monotonic_ns());
     }
 }

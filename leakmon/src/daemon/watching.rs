@@ -209,7 +209,7 @@ impl Observer {
 
     async fn watch_process(&mut self, tgid: u32, plan: ProbePlan, file: File) -> anyhow::Result<()> {
         let started = targets::processes::start_time_ticks(tgid)?;
-        self.begin(tgid);
+        self.begin_named(tgid);
         self.prepare().await;
         if self.images.of_file(plan.image.device, plan.image.inode).is_none() {
             // Where others are searched for, its other processes may be wanted too.
@@ -222,7 +222,7 @@ impl Observer {
     /// Watches the threads of a process whose image can't be probed, for the reason `because`.
     async fn watch_threads(&mut self, tgid: u32, because: &anyhow::Error) -> anyhow::Result<()> {
         let started = targets::processes::start_time_ticks(tgid)?;
-        self.begin(tgid);
+        self.begin_named(tgid);
         self.prepare().await;
         let Some(entry) = self.kernel.target(tgid) else {
             return Err(targets::processes::ProcessError::Gone { tgid }.into());
@@ -263,6 +263,17 @@ impl Observer {
         if timeout(TABLES_WAIT, ready).await.is_err() {
             tracing::warn!("unwind tables take long: the first stacks may be cut short");
         }
+    }
+
+    /// As [`Self::begin`], for a process that was asked for by number, which is wanted whatever the rules say.
+    fn begin_named(&mut self, tgid: u32) {
+        self.judgement.named = Some(tgid);
+        self.begin(tgid);
+        // It may have been a target already, which nobody has judged yet.
+        if let Some(entry) = self.kernel.target(tgid) {
+            self.is_wanted(TargetId(entry.target));
+        }
+        self.judgement.named = None;
     }
 
     /// Makes a running process a target now, so that it is shown before its first hit.

@@ -168,7 +168,6 @@ fn processes_in_their_own_namespaces_are_found_attached_and_named() {
     };
     let mounted = Mounted::new();
     let root = mounted.path().join("root");
-    // The host has another program under the path that the process sees, which must not be taken for it.
     let names = [
         format!("leakmon-test-{}/gone", std::process::id()),
         format!("leakmon-test-{}/with spaces and\na newline", std::process::id()),

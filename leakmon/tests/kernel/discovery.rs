@@ -377,5 +377,31 @@ fn attach_all_finds_what_runs_already() {
     assert_eq!(tgids(&report).len(), victims.len());
     for (victim, truth) in victims.iter().zip(truths) {
         assert_eq!(of_victim(&report, victim.tgid()), Some(truth.second_phase()));
+        assert!(truth.older_ended() > 0, "some of its old tasks end");
+        let targets = report.0["targets"].as_array().unwrap();
+        let target = targets.iter().find(|target| target["pid"] == victim.tgid()).unwrap();
+        assert_eq!(target["status"], "attached", "{target:#}");
+    }
+}
+
+#[test]
+fn a_process_that_is_named_is_watched_whatever_the_rules_say() {
+    let test = "a_process_that_is_named_is_watched_whatever_the_rules_say";
+    let Some(path) = host::victim_for(test, "leaky_registry") else {
+        return;
+    };
+    for rule in [["--include", "exe=/nonexistent"], ["--exclude", "command=*"]] {
+        let mut victim = Victim::start(&path, &[]);
+        victim.await_ready();
+        let attach = Attach::start(&[&["-p", &victim.tgid().to_string()], &rule[..]].concat());
+        victim.go_on();
+        victim.await_ready();
+        victim.go_on();
+        let truth = victim.truth();
+        let mut expected = truth.total();
+        // The runtime's own tasks are older than the attach.
+        expected.spawned -= truth.workers().spawned;
+        expected.live -= truth.workers().live;
+        assert_eq!(of_victim(&attach.report(), victim.tgid()), Some(expected), "{rule:?}");
     }
 }
