@@ -4,10 +4,12 @@ use super::{
     daemon::{Daemon, of_victim, sample},
     host,
     observer::{Attach, leakmon, signal},
+    storm::Storm,
     truth::Report,
     victim::Victim,
 };
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -404,4 +406,28 @@ fn a_process_that_is_named_is_watched_whatever_the_rules_say() {
         expected.live -= truth.workers().live;
         assert_eq!(of_victim(&attach.report(), victim.tgid()), Some(expected), "{rule:?}");
     }
+}
+
+#[test]
+fn what_is_older_is_known_of_a_process_that_spawns_while_it_is_found() {
+    let test = "what_is_older_is_known_of_a_process_that_spawns_while_it_is_found";
+    let folder = tempfile::tempdir().unwrap();
+    let Some(images) = copies(test, folder.path(), &["storm"]) else {
+        return;
+    };
+    const HELD: u64 = 50;
+    let mut storm = Storm::start(&images[0]);
+    storm.command(&format!("hold {HELD}"));
+    storm.load();
+    let daemon = Daemon::start(&["--include", &format!("exe={}/*", folder.path().display())]);
+    let held = |site: &Value| site["born_before_attach"] == HELD && site["live"] == HELD;
+    let report = daemon.await_report("a row of the older ones", |report| {
+        report.callsites().iter().any(|site| held(site))
+    });
+    assert_eq!(tgids(&report), [u64::from(storm.tgid())]);
+    let target = &report.0["targets"][0];
+    assert_eq!(target["status"], "attached", "{target:#}");
+    assert_eq!(target["census"]["disagreement"]["unseen_births"], 0, "{target:#}");
+    daemon.stop();
+    storm.end();
 }
