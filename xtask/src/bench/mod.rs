@@ -10,6 +10,7 @@ mod ending;
 mod http;
 mod record;
 mod rivals;
+mod scrapes;
 mod server;
 mod summary;
 mod tasks;
@@ -31,6 +32,8 @@ pub(crate) enum Subject {
     Server,
     /// How long `run` takes to return when its command has ended
     Ending,
+    /// How long a client waits for metrics beside slow ones
+    Scrapes,
     /// How often verdicts are right, and how long they take, on simulated programs
     Verdicts,
     /// Seconds and memory of a census of a 4 GiB process with a million tasks, and how much slower that is meanwhile
@@ -47,6 +50,7 @@ impl Subject {
             Self::Daemon => "The daemon",
             Self::Server => "A server that does more than spawning",
             Self::Ending => "The end of a run",
+            Self::Scrapes => "A client beside slow ones",
             Self::Census => "A census of a large process",
             Self::Crowds => "How exact a census is",
             Self::Verdicts => return None,
@@ -55,7 +59,13 @@ impl Subject {
 }
 
 /// Measured where no subject is named, in this order.
-const DEFAULT: [Subject; 4] = [Subject::Tasks, Subject::Daemon, Subject::Server, Subject::Ending];
+const DEFAULT: [Subject; 5] = [
+    Subject::Tasks,
+    Subject::Daemon,
+    Subject::Server,
+    Subject::Ending,
+    Subject::Scrapes,
+];
 
 /// How much is measured, and what becomes of it.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +87,7 @@ pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], effort: Effort) -
             Subject::Daemon => daemon::run(workspace)?,
             Subject::Server => server::run(workspace, effort)?,
             Subject::Ending => ending::run(workspace, effort)?,
+            Subject::Scrapes => scrapes::run(workspace)?,
             Subject::Verdicts => verdicts::run(workspace)?,
             Subject::Census => census::run(workspace, effort)?,
             Subject::Crowds => crowds::run(workspace, effort)?,
