@@ -25,6 +25,7 @@ mod watching;
 
 pub use inspection::InspectionSettings;
 pub use watching::Watchable;
+pub(crate) use watching::plan_of_process;
 
 use crate::{
     analysis::Analyst,

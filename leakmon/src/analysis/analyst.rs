@@ -157,6 +157,12 @@ impl Analyst {
         self.0.zygote_tgid
     }
 
+    /// Whether a process is leakmon itself, or the one that forks its children.
+    #[must_use]
+    pub fn is_own(&self, tgid: u32) -> bool {
+        tgid == std::process::id() || self.0.zygote_tgid == Some(tgid)
+    }
+
     /// Asks one question of a child that is then dismissed.
     ///
     /// # Errors

@@ -4,14 +4,13 @@
 use super::{Destination, Exit, Unprobeable, analyst};
 use crate::{
     cli::{CensusArgs, CensusFormat},
+    daemon::plan_of_process,
     export::census::{CensusReport, ProcessCensus},
-    kernel::KernelError,
     memory::{
         census::{self, Limits, Memories},
         program::Program,
     },
     symbols::image::Image,
-    targets::{self, processes::ProcessImage},
 };
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,17 +21,7 @@ const TIME_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn execute(args: &CensusArgs) -> anyhow::Result<Exit> {
     let tgid = args.pid;
-    let leader = targets::processes::leader(tgid)?;
-    if leader != tgid {
-        return Err(KernelError::Thread {
-            tid: tgid,
-            tgid: leader,
-        }
-        .into());
-    }
-    let image = ProcessImage::open(tgid)?;
-    let plan =
-        targets::analyse(&analyst()?, &image.file, &image.path).map_err(|error| error.of_process(tgid, &image.path))?;
+    let (plan, image) = plan_of_process(&analyst()?, tgid)?;
     let entry =
         Image::read(&image.file, &image.path).with_context(|| format!("{}: can't be read", image.path.display()))?;
     let entry = plan.entry_file_offset.and_then(|offset| entry.address_of(offset));

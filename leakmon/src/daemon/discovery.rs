@@ -216,7 +216,7 @@ impl Search {
                     Some(Verdict::Plain | Verdict::Program)
                 )
             };
-            if !self.is_own(tgid) && !mappings.iter().all(needs_no_look) {
+            if !self.analyst.is_own(tgid) && !mappings.iter().all(needs_no_look) {
                 self.look_at(tgid, 0)?;
             }
         }
@@ -227,7 +227,7 @@ impl Search {
     fn look_at_all(&mut self) -> Result<(), NotNeeded> {
         let mut unknown: HashMap<FileKey, Unknown> = HashMap::new();
         for tgid in processes::tgids().unwrap_or_default() {
-            if !self.is_own(tgid) {
+            if !self.analyst.is_own(tgid) {
                 self.collect(tgid, COMMAND_TRIES, &mut unknown)?;
             }
         }
@@ -276,11 +276,6 @@ impl Search {
             }
         }
         Ok(())
-    }
-
-    /// Whether a process is leakmon itself, or the one that forks its analysts.
-    fn is_own(&self, tgid: u32) -> bool {
-        tgid == std::process::id() || self.analyst.zygote_tgid() == Some(tgid)
     }
 
     /// Whether the rules want a process. One without a command line is looked at again a little later where a rule may ask for it.

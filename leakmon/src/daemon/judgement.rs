@@ -51,14 +51,13 @@ impl Observer {
         }
         let identity = self.identify(target);
         let by_number = self.judgement.named == Some(target.tgid()) || self.kernel.is_watched(target.tgid());
-        let is_own = target.tgid() == std::process::id() || self.analyst.zygote_tgid() == Some(target.tgid());
         let image = FileKey::of_program(target.tgid()).and_then(|key| self.images.of_file(key.device, key.inode));
         let is_named = image.is_some_and(|image| image.is_named);
         let wanted = match (&self.judgement.rules, &identity) {
             (None, _) => true,
             (Some(_), _) if by_number => true,
             // Its own tasks are nobody's concern, though another leakmon may have its image probed.
-            (Some(_), _) if is_own => false,
+            (Some(_), _) if self.analyst.is_own(target.tgid()) => false,
             (Some(rules), Some(identity)) => identity.is_wanted(rules, is_named),
             (Some(_), None) => false,
         };

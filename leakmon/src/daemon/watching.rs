@@ -49,8 +49,8 @@ impl Watchable {
         }
         for tgid in tgids {
             let libraries = libraries(analyst, *tgid);
-            match process(analyst, *tgid) {
-                Ok((plan, file)) => found.processes.push((*tgid, plan, file)),
+            match plan_of_process(analyst, *tgid) {
+                Ok((plan, image)) => found.processes.push((*tgid, plan, image.file)),
                 Err(error) if !libraries.is_empty() => tracing::debug!("{error:#}; its libraries are watched"),
                 // Threads are the kernel's: they need no plan.
                 Err(error) if error.is::<AnalyseError>() => found.threads_only.push((*tgid, error)),
@@ -96,7 +96,11 @@ fn libraries(analyst: &Analyst, tgid: u32) -> Vec<(ProbePlan, File)> {
     found
 }
 
-fn process(analyst: &Analyst, tgid: u32) -> anyhow::Result<(ProbePlan, File)> {
+/// What a process runs, and its plan.
+///
+/// # Errors
+/// Where the number is a thread's, the process has gone, or its program can't be analysed.
+pub(crate) fn plan_of_process(analyst: &Analyst, tgid: u32) -> anyhow::Result<(ProbePlan, ProcessImage)> {
     let leader = targets::processes::leader(tgid)?;
     if leader != tgid {
         return Err(KernelError::Thread {
@@ -108,7 +112,7 @@ fn process(analyst: &Analyst, tgid: u32) -> anyhow::Result<(ProbePlan, File)> {
     let image = ProcessImage::open(tgid)?;
     let plan =
         targets::analyse(analyst, &image.file, &image.path).map_err(|error| error.of_process(tgid, &image.path))?;
-    Ok((plan, image.file))
+    Ok((plan, image))
 }
 
 impl Observer {

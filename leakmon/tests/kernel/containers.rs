@@ -191,10 +191,7 @@ fn processes_in_their_own_namespaces_are_found_attached_and_named() {
         victim.go_on();
         victim.await_ready();
         victim.go_on();
-        let truth = victim.truth();
-        let mut expected = truth.total();
-        expected.spawned -= truth.workers().spawned;
-        expected.live -= truth.workers().live;
+        let expected = victim.truth().without_workers();
         let report = daemon.await_report("the truth and its names", |report| {
             of_victim(report, victim.tgid()) == Some(expected) && {
                 let callsites = report.callsites();

@@ -399,11 +399,7 @@ fn a_process_that_is_named_is_watched_whatever_the_rules_say() {
         victim.go_on();
         victim.await_ready();
         victim.go_on();
-        let truth = victim.truth();
-        let mut expected = truth.total();
-        // The runtime's own tasks are older than the attach.
-        expected.spawned -= truth.workers().spawned;
-        expected.live -= truth.workers().live;
+        let expected = victim.truth().without_workers();
         assert_eq!(of_victim(&attach.report(), victim.tgid()), Some(expected), "{rule:?}");
     }
 }

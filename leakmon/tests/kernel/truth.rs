@@ -77,6 +77,14 @@ impl Truth {
         }
     }
 
+    /// All but the runtime's own tasks, which are older than an attach before the first phase.
+    pub(crate) fn without_workers(&self) -> Counts {
+        let (mut total, workers) = (self.total(), self.workers());
+        total.spawned -= workers.spawned;
+        total.live -= workers.live;
+        total
+    }
+
     pub(crate) fn sites(&self) -> Vec<Site> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let site = |row: &Value| Site {
