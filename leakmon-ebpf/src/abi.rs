@@ -8,13 +8,15 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Changes whenever a layout below changes; pinned maps of another version are discarded.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Most frames of a stack. 127 is what the kernel's own stack helpers keep (`PERF_MAX_STACK_DEPTH`).
 pub const FRAMES_MAX: usize = 127;
 
 /// Tasks that can be followed at once, unless configured otherwise.
 pub const LIVE_ENTRIES_MAX: u32 = 1 << 20;
+/// Of them, those in the first of two tables: a pass takes some 12 ns a bucket, be it empty, which is 12 ms over a million.
+pub const LIVE_FIRST_ENTRIES_MAX: u32 = 1 << 16;
 /// Different stacks that can be kept, unless configured otherwise.
 pub const STACKS_ENTRIES_MAX: u32 = 1 << 14;
 /// Pairs of a target and a stack that can be counted, unless configured otherwise.
@@ -48,7 +50,6 @@ pub const FOLLOW: u32 = 1;
 pub const HOLD: u32 = 2;
 /// Flag of a process in `WATCHED`: its children, but not theirs, get [`HOLD`].
 pub const HOLD_CHILDREN: u32 = 4;
-
 /// Flag of a process in `WATCHED`: it stops at each exec until user space lets it go. Passed on to its descendants.
 pub const HOLD_EXEC: u32 = 8;
 
@@ -240,7 +241,7 @@ macro_rules! layout {
 }
 
 layout! {
-    /// Key of `LIVE`: one task or thread.
+    /// Key of `LIVE` and `LIVE_MORE`: one task or thread.
     pub struct LiveKey {
         /// [`TargetId`].
         pub target: u64,
@@ -270,7 +271,7 @@ impl LiveKey {
 }
 
 layout! {
-    /// Value of `LIVE`.
+    /// Value of `LIVE` and `LIVE_MORE`.
     pub struct LiveValue {
         /// Stack at birth.
         pub stack: u64,
@@ -307,8 +308,7 @@ layout! {
     }
 }
 
-/// Classes of age that a sweep tells live tasks apart by: the first is younger than a second, and each bound is four times
-/// the one before; the last class is older than 4096 seconds.
+/// Classes of age that a sweep tells live tasks apart by; [`age_class`] has their bounds.
 pub const AGE_CLASSES: usize = 8;
 
 /// The class of an age: how many of the bounds 1, 4, 16, 64, 256, 1024 and 4096 seconds it has reached.

@@ -9,9 +9,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use leakmon_ebpf::abi::{
-    Ages, COUNTS_ENTRIES_MAX, CountKey, CountValue, IMAGES_ENTRIES_MAX, LIVE_ENTRIES_MAX, LiveKey, LiveValue, Loss,
-    Meta, PinnedImage, RING_BYTES, STACKS_ENTRIES_MAX, Stack, TARGETS_ENTRIES_MAX, TargetEntry, Totals,
-    WATCHED_ENTRIES_MAX,
+    Ages, COUNTS_ENTRIES_MAX, CountKey, CountValue, IMAGES_ENTRIES_MAX, LIVE_ENTRIES_MAX, LIVE_FIRST_ENTRIES_MAX,
+    LiveKey, LiveValue, Loss, Meta, PinnedImage, RING_BYTES, STACKS_ENTRIES_MAX, Stack, TARGETS_ENTRIES_MAX,
+    TargetEntry, Totals, WATCHED_ENTRIES_MAX,
 };
 use leakmon_ebpf::{
     rows::{
@@ -21,11 +21,21 @@ use leakmon_ebpf::{
     step::Walk,
 };
 
-/// Live tasks and threads. 96 bytes an entry of capacity, 100 MB by default, all of them taken at the start: allocating and freeing an entry
-/// at each birth and end costs more than all else that the two programs do. Full: the birth is not counted (`untracked`), and
-/// nothing that is already counted becomes wrong.
+/// Live tasks and threads, those that find room; see [`crate::live`]. 96 bytes an entry of capacity, 6 MiB by default, all of them taken at
+/// the start: allocating and freeing an entry at each birth and end costs more than all else that the two programs do.
+/// Full: [`LIVE_MORE`] is used.
 #[map]
-pub static LIVE: HashMap<LiveKey, LiveValue> = HashMap::with_max_entries(LIVE_ENTRIES_MAX, 0);
+pub static LIVE: HashMap<LiveKey, LiveValue> = HashMap::with_max_entries(LIVE_FIRST_ENTRIES_MAX, 0);
+
+/// The live tasks and threads that found no room in [`LIVE`]. 96 bytes an entry of capacity, 90 MiB by default, all of them taken at the start.
+/// Full: the birth is not counted (`untracked`), and nothing that is already counted becomes wrong.
+#[map]
+pub static LIVE_MORE: HashMap<LiveKey, LiveValue> =
+    HashMap::with_max_entries(LIVE_ENTRIES_MAX - LIVE_FIRST_ENTRIES_MAX, 0);
+
+/// How many are in [`LIVE_MORE`], or about to be. In a map of its own since it outlives the daemon as that one does.
+#[map]
+pub static OVERFLOW: Array<u64> = Array::with_max_entries(1, 0);
 
 /// The truth: born and ended, per target and stack. About 100 bytes an entry. Full: births with a new stack are not counted.
 #[map]
@@ -150,6 +160,10 @@ static TRACE: u32 = 0;
 #[unsafe(no_mangle)]
 static DEBUG: u32 = 0;
 
+/// Entries of [`LIVE_MORE`] that may be used; set before loading. A map can't have none.
+#[unsafe(no_mangle)]
+static LIVE_MORE_ENTRIES: u32 = LIVE_ENTRIES_MAX - LIVE_FIRST_ENTRIES_MAX;
+
 /// Hits that a target may have in a second before it is paused, and for how long; 0 pauses nobody. Set before loading.
 #[unsafe(no_mangle)]
 static HITS_PER_SECOND_MAX: u64 = leakmon_ebpf::abi::HITS_PER_SECOND_MAX;
@@ -184,6 +198,7 @@ setting!(walk_stacks: u32 = WALK_STACKS);
 setting!(remember_walks: u32 = REMEMBER_WALKS);
 setting!(trace: u32 = TRACE);
 setting!(debug: u32 = DEBUG);
+setting!(live_more_entries: u32 = LIVE_MORE_ENTRIES);
 setting!(hits_per_second_max: u64 = HITS_PER_SECOND_MAX);
 setting!(pause_ns: u64 = PAUSE_NS);
 setting!(task_tgid_offset: u64 = TASK_TGID_OFFSET);

@@ -3,10 +3,9 @@
 //! In: a target, or the stacks in `WANTED`. Out: entries of `SAMPLES`. User space can't collect them itself: reading a big hash
 //! entry by entry is slow, and restarts when an entry goes meanwhile.
 
-use crate::{atomic, maps::LIVE};
+use crate::{atomic, live};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    helpers::generated::bpf_for_each_map_elem,
     macros::map,
     maps::{Array, HashMap},
     programs::RawTracePointContext,
@@ -55,14 +54,19 @@ pub fn sample(ctx: &RawTracePointContext) -> i32 {
     };
     unsafe {
         *found = 0;
-        let map = (&raw const LIVE).cast_mut().cast::<c_void>();
-        bpf_for_each_map_elem(map, visit as *mut c_void, (&raw mut pass).cast(), 0);
+        live::for_each(visit, (&raw mut pass).cast());
     }
     0
 }
 
-unsafe extern "C" fn visit(_map: *mut c_void, key: *const LiveKey, value: *const LiveValue, pass: *const Pass) -> i64 {
+unsafe extern "C" fn visit(
+    _map: *mut c_void,
+    key: *const LiveKey,
+    value: *const LiveValue,
+    pass: *const c_void,
+) -> i64 {
     unsafe {
+        let pass = pass.cast::<Pass>();
         let LiveKey { target, header } = *key;
         let LiveValue { stack, born_ns } = *value;
         let group = if (*pass).target == 0 {

@@ -5,14 +5,10 @@
 //! restarts when an entry goes meanwhile.
 
 use crate::{
-    atomic,
-    maps::{AGES, COUNTS, LIVE, PURGED},
+    atomic, live,
+    maps::{AGES, COUNTS, PURGED},
 };
-use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::{bpf_ktime_get_ns, generated::bpf_for_each_map_elem},
-    programs::RawTracePointContext,
-};
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, programs::RawTracePointContext};
 use core::ffi::c_void;
 use leakmon_ebpf::abi::{AGE_CLASSES, Ages, CountKey, LiveKey, LiveValue, age_class};
 
@@ -35,24 +31,28 @@ pub fn sweep(ctx: &RawTracePointContext) -> i32 {
         number: ctx.arg(0),
         now_ns: unsafe { bpf_ktime_get_ns() },
     };
-    let map = (&raw const LIVE).cast_mut().cast::<c_void>();
-    unsafe { bpf_for_each_map_elem(map, visit as *mut c_void, (&raw mut pass).cast(), 0) };
+    unsafe { live::for_each(visit, (&raw mut pass).cast()) };
     0
 }
 
-unsafe extern "C" fn visit(_map: *mut c_void, key: *const LiveKey, value: *const LiveValue, pass: *const Pass) -> i64 {
+unsafe extern "C" fn visit(
+    _map: *mut c_void,
+    key: *const LiveKey,
+    value: *const LiveValue,
+    pass: *const c_void,
+) -> i64 {
     unsafe {
         let key = *key;
         let LiveValue { stack, born_ns } = *value;
         if PURGED.get_ptr(key.target).is_some() {
-            let _gone = LIVE.remove(key);
+            let _gone = live::take(key);
             return 0;
         }
         let count_key = CountKey {
             target: key.target,
             stack,
         };
-        let Pass { number, now_ns } = *pass;
+        let Pass { number, now_ns } = *pass.cast::<Pass>();
         if let Some(count) = COUNTS.get_ptr_mut(count_key) {
             if (*count).swept != number || born_ns < (*count).oldest_born_ns {
                 (*count).oldest_born_ns = born_ns;

@@ -1,11 +1,12 @@
 //! A task's birth and end.
 //!
-//! In: a hit of a probe site. Out: `LIVE` pairs the two, `COUNTS` holds the truth, and an event tells of a callsite
+//! In: a hit of a probe site. Out: the table of live tasks pairs the two, `COUNTS` holds the truth, and an event tells of a callsite
 //! that changed. No version and no runtime is known here.
 
 use crate::{
     atomic, emit,
-    maps::{COUNTS, LIVE, trace},
+    live::{self, Refused},
+    maps::{COUNTS, trace},
     registers,
     target::{self, Current},
     unwind,
@@ -18,9 +19,6 @@ use aya_ebpf::{
 use leakmon_ebpf::abi::{
     Cookie, CountKey, CountValue, LiveKey, LiveValue, Loss, PROOFS_PER_STACK, REPORT_INTERVAL_NS, RecordKind, Role,
 };
-
-/// What the kernel says of a key that is there already (`include/uapi/asm-generic/errno-base.h`).
-const EEXIST: i32 = 17;
 
 /// A hit that counts.
 struct Hit {
@@ -97,18 +95,23 @@ pub fn end(ctx: &ProbeContext) -> u32 {
     0
 }
 
-/// Puts a task into `LIVE` and counts its birth.
+/// Puts a task into the table of live ones and counts its birth.
 #[inline(always)]
 fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     let value = LiveValue { stack, born_ns: now_ns };
-    if LIVE.insert(key, value, u64::from(BPF_NOEXIST)).is_err() && !replace(key, value, now_ns) {
+    let is_tracked = match live::insert(key, value) {
+        Ok(()) => true,
+        Err(Refused::Taken) => replace(key, value, now_ns),
+        Err(Refused::Full) => false,
+    };
+    if is_tracked {
+        count_tracked(key, stack, cookie, now_ns);
+    } else {
         target::count_untracked(key.target, Loss::LiveFull);
-        return;
     }
-    count_tracked(key, stack, cookie, now_ns);
 }
 
-/// Puts a thread into `LIVE` and counts its start. One that is there already is this very thread: its number is used again only after
+/// Puts a thread into the table of live ones and counts its start. One that is there already is this very thread: its number is used again only after
 /// its end was seen. A tracepoint and user space may tell of it at the same moment, and the first one counts.
 #[inline(always)]
 pub fn track_thread(key: LiveKey, stack: u64, started_ns: u64) {
@@ -116,14 +119,14 @@ pub fn track_thread(key: LiveKey, stack: u64, started_ns: u64) {
         stack,
         born_ns: started_ns,
     };
-    match LIVE.insert(key, value, u64::from(BPF_NOEXIST)) {
+    match live::insert(key, value) {
         Ok(()) => count_tracked(key, stack, Cookie::THREAD, started_ns),
-        Err(error) if error == -EEXIST => {}
-        Err(_) => target::count_untracked(key.target, Loss::LiveFull),
+        Err(Refused::Taken) => {}
+        Err(Refused::Full) => target::count_untracked(key.target, Loss::LiveFull),
     }
 }
 
-/// Counts the birth of what has just been put into `LIVE`.
+/// Counts the birth of what has just been put into the table of live ones.
 #[inline(always)]
 fn count_tracked(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     let count_key = CountKey {
@@ -131,7 +134,7 @@ fn count_tracked(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
         stack,
     };
     if !count_birth(count_key, cookie, now_ns) {
-        let _gone = LIVE.remove(key);
+        let _gone = live::take(key);
         target::count_untracked(key.target, Loss::CountsFull);
         return;
     }
@@ -140,7 +143,7 @@ fn count_tracked(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     }
 }
 
-/// Takes a task or thread out of `LIVE` and counts its end. False where it was not there.
+/// Takes a task or thread out of the table of live ones and counts its end. False where it was not there.
 #[inline(always)]
 pub fn untrack(key: LiveKey, now_ns: u64) -> bool {
     take(key, now_ns).is_some()
@@ -149,9 +152,7 @@ pub fn untrack(key: LiveKey, now_ns: u64) -> bool {
 /// As [`untrack`]: the counters of its stack where it was there, null where those are missing.
 #[inline(always)]
 fn take(key: LiveKey, now_ns: u64) -> Option<*mut CountValue> {
-    let live = LIVE.get_ptr(key)?;
-    let stack = unsafe { (*live).stack };
-    LIVE.remove(key).ok()?;
+    let stack = live::take(key)?;
     let count_key = CountKey {
         target: key.target,
         stack,
@@ -172,13 +173,12 @@ fn close_old(key: LiveKey, now_ns: u64) {
 }
 
 /// Closes the task that was born at the same address and never seen to end (a blocking task dropped unrun is freed
-/// without completing), and puts the new one in its place. False where the table is full instead.
+/// without completing), and puts the new one in its place. False where it has gone just now.
 #[inline(always)]
 fn replace(key: LiveKey, value: LiveValue, now_ns: u64) -> bool {
-    let Some(old) = LIVE.get_ptr(key) else {
+    let Some(old_stack) = live::replace(key, value) else {
         return false;
     };
-    let old_stack = unsafe { (*old).stack };
     count_end(
         CountKey {
             target: key.target,
@@ -187,7 +187,7 @@ fn replace(key: LiveKey, value: LiveValue, now_ns: u64) -> bool {
         now_ns,
     );
     target::count_replaced(key.target);
-    LIVE.insert(key, value, 0).is_ok()
+    true
 }
 
 /// Adds one to `born`, making the entry where there is none. False where the table is full.

@@ -19,7 +19,9 @@ use aya::{
     maps::{MapData, MapError, PerCpuArray, RingBuf},
     programs::{ProgramError, RawTracePoint, TestRun, UProbe},
 };
-use leakmon_ebpf::abi::{Ages, CountKey, CountValue, Loss, PinnedImage, Stack, TargetEntry, TargetId, Totals};
+use leakmon_ebpf::abi::{
+    Ages, CountKey, CountValue, LIVE_FIRST_ENTRIES_MAX, Loss, PinnedImage, Stack, TargetEntry, TargetId, Totals,
+};
 use leakmon_ebpf::rows::ProcessMappings;
 use std::collections::BTreeMap;
 use tokio::io::{Interest, unix::AsyncFd};
@@ -321,6 +323,8 @@ fn load_object(
     let flag = |set: bool| u32::from(set);
     let (walk, remember) = (flag(settings.walk_stacks), flag(settings.remember_walks));
     let (trace, debug) = (flag(settings.trace), flag(settings.debug));
+    let live_first = settings.live_entries_max.min(LIVE_FIRST_ENTRIES_MAX);
+    let live_more = settings.live_entries_max - live_first;
     let mut loader = EbpfLoader::new();
     if let Some(pins) = pins {
         for name in pins::MAPS {
@@ -328,7 +332,9 @@ fn load_object(
         }
     }
     Ok(loader
-        .map_max_entries("LIVE", settings.live_entries_max)
+        .map_max_entries("LIVE", live_first)
+        // No map has no entries.
+        .map_max_entries("LIVE_MORE", live_more.max(1))
         .map_max_entries("STACKS", settings.stacks_entries_max)
         .map_max_entries("COUNTS", settings.counts_entries_max)
         .map_max_entries("AGES", settings.counts_entries_max)
@@ -337,6 +343,7 @@ fn load_object(
         .map_max_entries("TOTALS", settings.targets_entries_max)
         .map_max_entries("PURGED", settings.targets_entries_max)
         .map_max_entries("MAPPINGS", settings.targets_entries_max)
+        .override_global("LIVE_MORE_ENTRIES", &live_more, true)
         .override_global("HITS_PER_SECOND_MAX", &settings.hits_per_second_max, true)
         .override_global("PAUSE_NS", &settings.pause_ns, true)
         .override_global("WALK_STACKS", &walk, true)

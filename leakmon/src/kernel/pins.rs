@@ -40,9 +40,23 @@ pub const DIRECTORY: &str = "/sys/fs/bpf/leakmon";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// Maps that outlive the daemon. Scratch memory is each program's own.
-pub(super) const MAPS: [&str; 14] = [
-    "LIVE", "COUNTS", "STACKS", "TARGETS", "TOTALS", "WATCHED", "PURGED", "EVENTS", "LOSS", "ROWS", "PAGES",
-    "MAPPINGS", "IMAGES", META,
+pub(super) const MAPS: [&str; 16] = [
+    "LIVE",
+    "LIVE_MORE",
+    "OVERFLOW",
+    "COUNTS",
+    "STACKS",
+    "TARGETS",
+    "TOTALS",
+    "WATCHED",
+    "PURGED",
+    "EVENTS",
+    "LOSS",
+    "ROWS",
+    "PAGES",
+    "MAPPINGS",
+    "IMAGES",
+    META,
 ];
 
 const META: &str = "META";

@@ -32,7 +32,8 @@ pub(super) struct SampleMaps {
     wanted: Table<CountKey, Wanted, 16, { size_of::<Wanted>() }>,
     samples: Array<MapData, [u8; CHUNK_BYTES]>,
     sampled: Array<MapData, u64>,
-    live: Table<LiveKey, LiveValue, 16, { size_of::<LiveValue>() }>,
+    /// The two tables of live tasks.
+    live: [Table<LiveKey, LiveValue, 16, { size_of::<LiveValue>() }>; 2],
 }
 
 impl SampleMaps {
@@ -43,7 +44,7 @@ impl SampleMaps {
             wanted: Table::take(ebpf, "WANTED")?,
             samples: Array::try_from(samples).map_err(|error| KernelError::Map("SAMPLES", error))?,
             sampled: Array::try_from(sampled).map_err(|error| KernelError::Map("SAMPLED", error))?,
-            live: Table::take(ebpf, "LIVE")?,
+            live: [Table::take(ebpf, "LIVE")?, Table::take(ebpf, "LIVE_MORE")?],
         })
     }
 
@@ -112,10 +113,8 @@ impl Kernel {
             target: target.0,
             header,
         };
-        self.samples
-            .live
-            .get(&key)
-            .is_some_and(|value| value.born_ns == born_ns)
+        let found = self.samples.live.iter().find_map(|table| table.get(&key));
+        found.is_some_and(|value| value.born_ns == born_ns)
     }
 
     /// `None` where one of the parts does not fit.

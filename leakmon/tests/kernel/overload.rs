@@ -4,9 +4,11 @@ use super::{
     daemon::{Daemon, of_victim, sample},
     host,
     observer::signal,
+    restart::{Ground, await_truth},
     storm::{Storm, by_spawner, truth_by_spawner, warm_up},
     truth::{Counts, Report, Truth},
 };
+use leakmon_ebpf::abi::LIVE_FIRST_ENTRIES_MAX;
 use nix::sys::signal::Signal;
 use std::{
     path::PathBuf,
@@ -147,6 +149,42 @@ fn births_beyond_the_table_of_live_tasks_are_untracked_and_nothing_counted_is_wr
     assert_eq!(third.loss("live_full"), untracked);
     watched.storm.end();
     watched.daemon.stop();
+}
+
+#[test]
+fn tasks_beyond_the_first_of_two_tables_are_exact_and_outlive_the_daemon() {
+    let Some(ground) = Ground::new("tasks_beyond_the_first_of_two_tables_are_exact_and_outlive_the_daemon") else {
+        return;
+    };
+    let daemon = ground.daemon("");
+    let mut storm = Storm::start(&ground.program);
+    warm_up(&daemon, &mut storm);
+    // All of these find room in the first table, and some thousands do not.
+    let held = LIVE_FIRST_ENTRIES_MAX + 5_000;
+    storm.command(&format!("hold {held}"));
+    // Those that come and go meanwhile are in the second.
+    let truth = storm.command("spawn 2000");
+    let report = await_truth(&daemon, &storm, &truth);
+    let older: u64 = report.callsites().iter().filter_map(|site| site["live"].as_u64()).sum();
+    assert!(older >= u64::from(held), "{older}");
+    daemon.stop();
+
+    let daemon = ground.daemon("");
+    let truth = storm.command("spawn 1000");
+    await_truth(&daemon, &storm, &truth);
+    let truth = storm.command("release");
+    let report = daemon.await_report("all ends", |report| {
+        of_victim(report, storm.tgid()) == Some(truth.total())
+            && by_spawner(report, storm.tgid(), &truth) == truth_by_spawner(&truth)
+    });
+    // Both tables are empty: there is room in the first again.
+    let truth = storm.command("hold 10");
+    await_truth(&daemon, &storm, &truth);
+    for loss in ["live_full", "unmatched_ends", "replaced"] {
+        assert_eq!(report.loss(loss), 0, "{loss}");
+    }
+    storm.end();
+    daemon.stop();
 }
 
 #[test]

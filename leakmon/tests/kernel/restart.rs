@@ -78,7 +78,7 @@ impl Drop for Ground {
 }
 
 /// The report once every callsite of the storm is as its truth says, and ages are known.
-fn await_truth(daemon: &Daemon, storm: &Storm, truth: &Truth) -> Report {
+pub(super) fn await_truth(daemon: &Daemon, storm: &Storm, truth: &Truth) -> Report {
     daemon.await_report("the truth of every callsite", |report| {
         of_victim(report, storm.tgid()) == Some(truth.total())
             && by_spawner(report, storm.tgid(), truth) == truth_by_spawner(truth)

@@ -4,6 +4,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Write as _},
     process::{Child, ChildStdin, Command, Stdio},
@@ -120,25 +121,38 @@ pub(super) fn anonymous_bytes(tgid: u32) -> Result<u64> {
     Ok(kib.trim().parse::<u64>()? * 1024)
 }
 
-/// Bytes of a process's BPF map with keys and values of these sizes (`memlock` in `/proc/PID/fdinfo/FD`).
-pub(super) fn map_bytes(tgid: u32, key_size: u32, value_size: u32) -> Result<u64> {
+/// What a process's BPF hashes with keys and values of certain sizes take and hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hashes {
+    /// `memlock` of `/proc/PID/fdinfo/FD`.
+    pub(super) bytes: u64,
+    /// Entries for which there is room.
+    pub(super) entries_max: u64,
+}
+
+/// All such hashes of a process, added up.
+pub(super) fn hashes(tgid: u32, key_size: u32, value_size: u32) -> Result<Hashes> {
     let folder = format!("/proc/{tgid}/fdinfo");
+    let (mut sum, mut seen) = (Hashes::default(), BTreeSet::new());
     for entry in fs::read_dir(&folder).with_context(|| format!("can't read {folder}"))? {
         let Ok(text) = fs::read_to_string(entry?.path()) else {
             continue;
         };
         let field = |name: &str| -> Option<u64> {
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim_start_matches(':').trim().parse().ok()
+            line.strip_prefix(':')?.trim().parse().ok()
         };
         // A hash (`BPF_MAP_TYPE_HASH`, include/uapi/linux/bpf.h).
         let wanted = [("map_type", 1), ("key_size", key_size), ("value_size", value_size)];
-        if wanted
-            .iter()
-            .all(|(name, value)| field(name) == Some(u64::from(*value)))
-        {
-            return field("memlock").context("a map without memlock");
+        let is_wanted = |(name, value): &(&str, u32)| field(name) == Some(u64::from(*value));
+        // A map may have several descriptors.
+        if wanted.iter().all(is_wanted) && seen.insert(field("map_id")) {
+            sum.bytes += field("memlock").context("a map without memlock")?;
+            sum.entries_max += field("max_entries").context("a map without max_entries")?;
         }
     }
-    bail!("process {tgid} has no such map")
+    if seen.is_empty() {
+        bail!("process {tgid} has no such map");
+    }
+    Ok(sum)
 }
