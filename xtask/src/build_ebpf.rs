@@ -17,7 +17,7 @@ use std::{
 
 const BPF_TARGET: &str = "bpfel-unknown-none";
 /// Where Debian's `rustc-web` puts it.
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// The first that was tried with a prebuilt BPF `core`, and what aya-ebpf 0.2.1 is content with.
 const DEBIAN_RUSTC_MINOR_MIN: u32 = 96;
 /// `EM_BPF` of `elf.h`.

@@ -37,6 +37,9 @@ enum Command {
         /// Only what building takes
         #[arg(long)]
         build: bool,
+        /// What the matrix's programs for musl take, too; some 350 MB
+        #[arg(long, conflicts_with = "build")]
+        musl: bool,
     },
     /// Build the BPF programs, with whichever BPF toolchain is there
     BuildEbpf {
@@ -96,8 +99,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let workspace = Workspace::here();
     let result = match arguments.command {
-        Command::Setup { build: true } => setup::run(&workspace, Purpose::Build),
-        Command::Setup { build: false } => setup::run(&workspace, Purpose::Test),
+        Command::Setup { build: true, .. } => setup::run(&workspace, Purpose::Build),
+        Command::Setup { musl: true, .. } => setup::run(&workspace, Purpose::Musl),
+        Command::Setup { .. } => setup::run(&workspace, Purpose::Test),
         Command::Package => deploy::check(&workspace),
         Command::PackageFiles => deploy::files(&workspace),
         Command::Vm => deploy::vm::run(&workspace),

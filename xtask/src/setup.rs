@@ -5,6 +5,7 @@
 
 use crate::{
     build_ebpf, deploy,
+    matrix::musl,
     workspace::{self, Workspace},
 };
 use anyhow::{Result, bail};
@@ -23,6 +24,8 @@ pub(crate) enum Purpose {
     Build,
     /// That, and run every test.
     Test,
+    /// That, and build the matrix's programs for musl.
+    Musl,
 }
 
 /// rustc with a prebuilt `core` for BPF.
@@ -186,7 +189,7 @@ fn build_pprof(workspace: &Workspace) -> Result<()> {
 
 /// What tests need below the target folder.
 fn prepare(workspace: &Workspace, purpose: Purpose) -> Result<()> {
-    if purpose == Purpose::Test {
+    if purpose >= Purpose::Test {
         deploy::tools::prepare(workspace)?;
         deploy::root::prepare(workspace)?;
     }
@@ -199,7 +202,13 @@ pub(crate) fn is_root() -> bool {
 }
 
 fn look(workspace: &Workspace) -> Found {
-    let all = [&COMPILER_PACKAGES[..], &LINKER_PACKAGES[..], &TEST_PACKAGES[..]].concat();
+    let all = [
+        &COMPILER_PACKAGES[..],
+        &LINKER_PACKAGES[..],
+        &TEST_PACKAGES[..],
+        &musl::PACKAGES[..],
+    ]
+    .concat();
     // dpkg-query fails where one package is unknown, and still lists the others.
     let listed = Command::new("dpkg-query")
         .args(["-W", "-f=${Package} ${db:Status-Status}\\n"])
@@ -254,7 +263,7 @@ fn missing(found: &Found, purpose: Purpose) -> Missing {
         missing.packages.extend(LINKER_PACKAGES);
         missing.tools.push(&BPF_LINKER);
     }
-    if purpose == Purpose::Test {
+    if purpose >= Purpose::Test {
         missing.packages.extend(TEST_PACKAGES);
         let absent = |(program, _): &(&str, &str)| !found.installers.contains(program);
         missing.packages.extend(
@@ -270,6 +279,11 @@ fn missing(found: &Found, purpose: Purpose) -> Missing {
         if !has(&CARGO_DEB, &found.deb) {
             missing.tools.push(&CARGO_DEB);
         }
+    }
+    if purpose == Purpose::Musl {
+        missing.packages.extend(musl::PACKAGES);
+        missing.packages.sort_unstable();
+        missing.packages.dedup();
     }
     missing
         .packages
@@ -355,6 +369,17 @@ mod tests {
             Purpose::Build,
         );
         assert_eq!(missing, Missing::default());
+    }
+
+    #[test]
+    fn musl_is_only_for_who_asks() {
+        let here = complete();
+        assert_eq!(missing(&here, Purpose::Test), Missing::default());
+        let asked = missing(&here, Purpose::Musl);
+        // rustc-web is there already.
+        assert_eq!(asked.packages, ["libunwind-22-dev", "musl-tools", "rust-web-src"]);
+        let bare = missing(&Found::default(), Purpose::Musl);
+        assert_eq!(bare.packages.iter().filter(|name| **name == "rustc-web").count(), 1);
     }
 
     #[test]

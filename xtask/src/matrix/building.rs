@@ -1,9 +1,13 @@
 //! Builds the matrix's programs, once each.
 //!
 //! In: a combination. Out: the path of its program in `target/matrix/programs`. Packages of one version share a folder, and all
-//! share cargo's target folder, so that what does not depend on tokio is built once a profile. One job at a time, and nice.
+//! share cargo's target folder, so that what does not depend on tokio is built once a profile; those for musl, which another compiler builds,
+//! have one of their own. One job at a time, and nice.
 
-use super::combinations::{Combination, SECOND, Variant};
+use super::{
+    combinations::{Combination, SECOND, Variant},
+    musl,
+};
 use crate::workspace::{self, Workspace};
 use anyhow::{Context as _, Result};
 use std::{
@@ -62,7 +66,7 @@ fn recipe(variant: Variant) -> Recipe {
         dependencies: "",
     };
     match variant {
-        Variant::Plain => flags(""),
+        Variant::Plain | Variant::Musl => flags(""),
         Variant::NonPie => flags("-C relocation-model=static"),
         Variant::StaticPie => flags("-C target-feature=+crt-static"),
         Variant::V0 => flags("-C symbol-mangling-version=v0"),
@@ -129,7 +133,15 @@ pub(super) fn program(workspace: &Workspace, combination: &Combination) -> Resul
 fn build(workspace: &Workspace, combination: &Combination) -> Result<PathBuf> {
     let recipe = recipe(combination.variant);
     let package = write_package(workspace, combination, &recipe)?;
-    let target = workspace.target().join("matrix/target");
+    let musl = match combination.variant {
+        Variant::Musl => Some(musl::toolchain(workspace)?),
+        _ => None,
+    };
+    let (triple, folder) = match musl {
+        Some(_) => (musl::TARGET, "matrix/musl-target"),
+        None => (TARGET, "matrix/target"),
+    };
+    let target = workspace.target().join(folder);
     let mut features = recipe.features.join(",");
     if combination.minor() >= JOIN_SET_MINOR {
         features.push_str(",join_set");
@@ -139,13 +151,19 @@ fn build(workspace: &Workspace, combination: &Combination) -> Result<PathBuf> {
         .args(["-n", "19", "cargo", "build", "--quiet", "--jobs", "1"])
         .args(["--profile", combination.profile.name(), "--features", &features])
         // With a target, flags don't reach build scripts, which must run here.
-        .args(["--target", TARGET])
+        .args(["--target", triple])
         .arg("--manifest-path")
         .arg(package.join("Cargo.toml"))
         .arg("--target-dir")
         .arg(&target)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", recipe.flags);
+    if let Some(musl) = musl {
+        command.env_remove("RUSTFLAGS").env("RUSTC", musl.rustc).env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            format!("--sysroot={}", musl.sysroot.display()),
+        );
+    }
     workspace::run(&mut command)?;
     let profile = match combination.profile.name() {
         "dev" => "debug",
@@ -155,7 +173,7 @@ fn build(workspace: &Workspace, combination: &Combination) -> Result<PathBuf> {
         Variant::Library => "libvictim.so",
         _ => "victim",
     };
-    Ok(target.join(TARGET).join(profile).join(file))
+    Ok(target.join(triple).join(profile).join(file))
 }
 
 /// Writes the package of a version. What no feature can choose depends on the way of building.

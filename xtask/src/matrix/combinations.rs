@@ -12,9 +12,10 @@ const BETWEEN: [&str; 6] = ["1.14.1", "1.28.2", "1.32.1", "1.43.4", "1.49.0", "1
 /// Versions that need symbols.
 const OLD: [&str; 4] = ["1.9.0", "1.8.5", "1.4.0", "1.0.3"];
 /// Other ways of building, each with the versions that are built so.
-const SPECIAL: [(Variant, &[&str]); 11] = [
+const SPECIAL: [(Variant, &[&str]); 12] = [
     (Variant::NonPie, &["1.54.1", "1.20.6", "1.10.1"]),
     (Variant::StaticPie, &["1.54.1"]),
+    (Variant::Musl, &["1.54.1", "1.20.6"]),
     (Variant::Library, &["1.54.1"]),
     (Variant::TwoVersions, &["1.54.1"]),
     (Variant::Unstable, &["1.54.1", "1.46.1"]),
@@ -59,6 +60,8 @@ pub(super) enum Variant {
     Plain,
     NonPie,
     StaticPie,
+    /// Static, with musl instead of glibc.
+    Musl,
     /// tokio in a shared library that a C program loads.
     Library,
     TwoVersions,
@@ -77,6 +80,7 @@ impl Variant {
             Self::Plain => "",
             Self::NonPie => "nonpie",
             Self::StaticPie => "static-pie",
+            Self::Musl => "musl",
             Self::Library => "library",
             Self::TwoVersions => "two-versions",
             Self::Unstable => "unstable",
@@ -160,6 +164,12 @@ pub(super) fn all() -> Vec<Combination> {
                 .map(|tokio| Combination::new(tokio, Profile::Release, variant, false)),
         );
     }
+    found.push(Combination::new(
+        IN_EVERY_PROFILE[0],
+        Profile::Release,
+        Variant::Musl,
+        true,
+    ));
     for profile in Profile::ALL {
         for tokio in IN_EVERY_PROFILE {
             found.push(Combination::new(tokio, profile, Variant::Plain, false));

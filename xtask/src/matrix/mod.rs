@@ -6,6 +6,7 @@
 
 mod building;
 mod combinations;
+pub(crate) mod musl;
 mod outcome;
 mod strangers;
 
