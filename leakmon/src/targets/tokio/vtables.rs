@@ -215,16 +215,17 @@ impl Vtable {
             id_offset,
         })
     }
-
-    fn end(&self, shape: &Shape) -> u64 {
-        self.address + 8 * (shape.functions + shape.integers) as u64
-    }
 }
 
 impl Shape {
     /// The versions, as in `1.23 to 1.54`.
     pub(super) fn versions(&self) -> String {
         format!("1.{} to 1.{}", self.minors.0, self.minors.1)
+    }
+
+    /// Where a table of this shape that begins at an address ends.
+    fn end(&self, address: u64) -> u64 {
+        address + 8 * (self.functions + self.integers) as u64
     }
 
     /// Whether a table of this shape is one beyond doubt, whatever its code does: three integers that fit each other were never met
@@ -257,7 +258,7 @@ impl Shape {
     }
 }
 
-/// All words that look like the start of a vtable of this shape, but for those within `claimed`.
+/// All words that look like the start of a vtable of this shape, but for those of tables that reach into `claimed`.
 pub(super) fn scan(image: &Image<'_>, shape: &Shape, claimed: &Claimed) -> Vec<Vtable> {
     let mut found = Vec::new();
     for window in image.words.windows(shape.functions) {
@@ -269,11 +270,7 @@ pub(super) fn scan(image: &Image<'_>, shape: &Shape, claimed: &Claimed) -> Vec<V
         if !consecutive
             || image.is_code(address)
             || !window.iter().all(|word| image.is_code(word.1))
-            || claimed
-                .0
-                .range(..=address)
-                .next_back()
-                .is_some_and(|(_, end)| address < *end)
+            || claimed.overlaps(address, shape.end(address))
         {
             continue;
         }
@@ -309,7 +306,7 @@ fn told_by_names(image: &Image<'_>, shape: &Shape, candidates: Vec<Vtable>) -> V
     };
     let is_table = |vtable: &Vtable| {
         let inner = (1..shape.functions as u64).map(|index| vtable.address + 8 * index);
-        let behind = vtable.end(shape);
+        let behind = shape.end(vtable.address);
         let follows = image.relocated_word(behind).is_some_and(|word| image.is_code(word));
         let proven = match shape.completion {
             Completion::Transition => true,
@@ -333,7 +330,14 @@ impl Claimed {
     /// Takes the tables of a shape.
     pub(super) fn add(&mut self, shape: &Shape, vtables: &[Vtable]) {
         self.0
-            .extend(vtables.iter().map(|vtable| (vtable.address, vtable.end(shape))));
+            .extend(vtables.iter().map(|vtable| (vtable.address, shape.end(vtable.address))));
+    }
+
+    /// Whether a table has one of these addresses. A pointer that happens to be before it is no part of it, but would be taken for the
+    /// first function of a shape that has one more.
+    fn overlaps(&self, start: u64, end: u64) -> bool {
+        let last = self.0.range(..end).next_back();
+        last.is_some_and(|(_, last_end)| start < *last_end)
     }
 }
 

@@ -9,11 +9,22 @@ const SHAPE: &Shape = &SHAPES[1];
 
 /// Addresses of the tables in data that begins with eight pointers to code and this word.
 fn tables(behind: u64, position_independent: bool) -> Vec<u64> {
+    with_image(&[behind, 0], position_independent, |image| {
+        addresses(&scan(image, SHAPE, &Claimed::default()))
+    })
+}
+
+fn addresses(tables: &[Vtable]) -> Vec<u64> {
+    tables.iter().map(|table| table.address).collect()
+}
+
+/// An image whose data is eight pointers to code and these words.
+fn with_image<T>(behind: &[u64], position_independent: bool, look: impl FnOnce(&Image<'_>) -> T) -> T {
     let code = [0xc3; 0x100];
     let functions: Vec<u64> = (0..8).map(|index| CODE + 0x10 * index).collect();
     let data: Vec<u8> = functions
         .iter()
-        .chain([&behind, &0])
+        .chain(behind)
         .flat_map(|word| word.to_le_bytes())
         .collect();
     let words: Vec<(u64, u64)> = (DATA..).step_by(8).zip(functions.iter().copied()).collect();
@@ -25,8 +36,7 @@ fn tables(behind: u64, position_independent: bool) -> Vec<u64> {
         executable: false,
     });
     image.position_independent = position_independent;
-    let found = scan(&image, SHAPE, &Claimed::default());
-    found.into_iter().map(|table| table.address).collect()
+    look(&image)
 }
 
 #[test]
@@ -37,4 +47,17 @@ fn an_address_is_no_offset_where_pointers_are_not_relocated() {
     assert_eq!(tables(CODE, false), NONE);
     // Else it would be relocated if it were an address.
     assert_eq!(tables(DATA + 0x48, true), [DATA]);
+}
+
+#[test]
+fn a_pointer_before_a_table_of_an_earlier_shape_begins_no_table() {
+    // tokio 1.23 and newer: the seven last pointers, and the offsets of trailer, scheduler and id.
+    with_image(&[0x60, 0x20, 0x28], true, |image| {
+        let newer = scan(image, &SHAPES[0], &Claimed::default());
+        assert_eq!(addresses(&newer), [DATA + 8]);
+        assert_eq!(addresses(&scan(image, SHAPE, &Claimed::default())), [DATA]);
+        let mut claimed = Claimed::default();
+        claimed.add(&SHAPES[0], &newer);
+        assert!(scan(image, SHAPE, &claimed).is_empty());
+    });
 }
