@@ -18,6 +18,9 @@ const WRAPPERS: [&str; 14] = [
     "runtime.*", "runtime/*",
 ];
 
+/// Frames within `pthread_create`: in a static glibc `create_thread` and `__clone_internal` come before `__clone3`.
+const CREATION_FRAMES_MAX: usize = 4;
+
 /// What stands for the user's code, from the best answer to the worst; a smaller index is an inner frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Answer {
@@ -40,7 +43,13 @@ impl HideTable {
     #[must_use]
     pub fn thread_location(&self, frames: &[ResolvedFrame]) -> usize {
         let mut best: Option<(Answer, usize)> = None;
-        for (index, frame) in frames.iter().enumerate() {
+        // What it calls is the C library, be that in the program itself.
+        let is_creation = |name: &str| WRAPPERS[..2].iter().any(|pattern| matches_glob(pattern, name));
+        let innermost = frames.iter().take(CREATION_FRAMES_MAX);
+        let innermost = innermost.map(|frame| frame.function.as_deref());
+        let creation = innermost.rev().position(|name| name.is_some_and(is_creation));
+        let within = creation.map_or(0, |from_end| frames.len().min(CREATION_FRAMES_MAX) - 1 - from_end);
+        for (index, frame) in frames.iter().enumerate().skip(within) {
             let function = frame.function.as_deref();
             if let Some(answer) = self.answer(frame, function)
                 && best.is_none_or(|(known, _)| answer < known)
@@ -160,5 +169,20 @@ mod tests {
             assert_ne!(location.image.as_deref(), Some("libc.so.6"), "{rest:?}");
         }
         assert_eq!(table.thread_location(&[]), 0);
+        // In a static program the C library's functions are the program's.
+        let inner = [
+            "__clone3",
+            "__clone_internal",
+            "create_thread",
+            "pthread_create@GLIBC_2.2.5",
+        ];
+        for (outer, expected) in [("app::accept", 4), ("main", 4)] {
+            let names = inner.iter().chain([&outer]);
+            let stack = frames(&names.map(|name| ("app", *name)).collect::<Vec<_>>());
+            assert_eq!(table.thread_location(&stack), expected);
+        }
+        // Who calls a function of his own so is named by it.
+        let own = frames(&[("app", "create_thread"), ("app", "main")]);
+        assert_eq!(table.thread_location(&own), 0);
     }
 }
