@@ -10,7 +10,8 @@
 //!
 //! 1. [`targets`] finds in the ELF image alone the static task vtables, the instructions at which a task is born, and those at
 //!    which one completes, and in which register the task's header is there: a [`targets::plan::ProbePlan`].
-//!    It also makes unwind tables from `.eh_frame` ([`targets::unwind`]), so that stacks are whole in a default release build.
+//!    It also makes unwind tables from `.eh_frame`, or from code without it ([`targets::unwind`]), so that stacks are whole in a default
+//!    release build.
 //! 2. [`kernel`] attaches a BPF program to each of these *probe sites*. The programs (crate `leakmon-ebpf`) know no tokio
 //!    version: all they need is in a cookie of 64 bits. They pair births with ends in `LIVE`, and count in `COUNTS`.
 //! 3. Events tell user space what changed; counters are cumulative, so a lost event loses nothing but time. Once a tick the

@@ -41,6 +41,8 @@ pub(super) struct ImageFrames<'a> {
     /// Whether the end of `entries` is the section's, so that a terminator in the middle can be passed over.
     pub(super) is_section: bool,
     pub(super) bases: BaseAddresses,
+    /// Where the program begins; most libraries have no such place.
+    pub(super) entry_point: Option<u64>,
 }
 
 impl<'a> ImageFrames<'a> {
@@ -70,6 +72,7 @@ impl<'a> ImageFrames<'a> {
             entries,
             is_section,
             bases,
+            entry_point: Some(header.e_entry(ENDIAN)).filter(|address| *address != 0),
         })
     }
 }

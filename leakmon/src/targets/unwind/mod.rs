@@ -1,4 +1,4 @@
-//! Unwind tables: how to leave each frame of an image, from its `.eh_frame` alone.
+//! Unwind tables: how to leave each frame of an image, from its `.eh_frame`, and from the code itself where that says nothing.
 //!
 //! In: an ELF image's bytes (a file, or the vdso as it lies in memory). Out: per executable segment sorted rows of 8
 //! bytes and a page index ([`UnwindTable`]), laid out over the chunks of the BPF maps by [`arena`], and found per
@@ -8,6 +8,7 @@
 //! The bytes are hostile: every count is bounded, every broken entry is skipped and counted by its cause.
 
 pub mod arena;
+mod bare_code;
 mod frame_entries;
 mod image_frames;
 pub mod mappings;
@@ -17,8 +18,12 @@ mod tests;
 pub mod walk;
 mod x86_64;
 
+use bare_code::Gap;
+use frame_entries::Range;
+use image_frames::{ImageFrames, Segment};
 use object::ReadRef;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 pub use segment_rows::SegmentRows;
 
@@ -34,6 +39,14 @@ pub const TEXT_BYTES_MAX: u64 = 1 << 30;
 /// entry are usual, 2 MB for a 24 MB program. It bounds time: entries may share long instructions, so the size of the
 /// file does not.
 pub const INSTRUCTION_BYTES_MAX: u64 = 1 << 25;
+
+/// Bytes of code without entries that are looked at in one image. musl's whole C library is less than 700 KiB.
+pub const BARE_BYTES_MAX: u64 = 1 << 20;
+
+/// With fewer bytes of such code nobody looks for what calls it: only the start of the program and of libraries.
+const CALLED_BYTES_MIN: u64 = 4096;
+/// Calls are not looked for in segments larger than this, which would have to be in memory.
+const CALLING_BYTES_MAX: u64 = 64 << 20;
 
 /// Why an image has no unwind table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +97,10 @@ pub struct UnwindStats {
     pub outside: usize,
     /// Row ranges dropped because an earlier one covers them.
     pub overlapping: usize,
+    /// Ranges of code without entries whose rule was reckoned from the code.
+    pub reckoned: usize,
+    /// Bytes of code without entries that were not looked at, because of [`BARE_BYTES_MAX`].
+    pub unreckoned_bytes: u64,
     /// Whether [`INSTRUCTION_BYTES_MAX`] or [`ENTRIES_MAX`] ended the reading early.
     pub cut: bool,
 }
@@ -109,12 +126,12 @@ impl UnwindTable {
         Self::build_from(bytes)
     }
 
-    /// As [`Self::build`], from data of which only the headers and `.eh_frame` are read.
+    /// As [`Self::build`], from data of which only the headers, `.eh_frame` and code without entries are read.
     ///
     /// # Errors
     /// [`UnwindError`].
     pub fn build_from<'data, R: ReadRef<'data>>(data: R) -> Result<Self, UnwindError> {
-        let image = image_frames::ImageFrames::parse(data)?;
+        let image = ImageFrames::parse(data)?;
         let mut stats = UnwindStats::default();
         let mut ranges = frame_entries::read(&image, &mut stats)?;
         ranges.sort_unstable_by_key(|range| (range.start, range.len));
@@ -122,6 +139,7 @@ impl UnwindTable {
             .iter()
             .filter(|range| !image.segments.iter().any(|segment| segment.contains(range.start)))
             .count();
+        reckon_gaps(data, &image, &mut ranges, &mut stats);
         let mut segments = Vec::with_capacity(image.segments.len());
         for segment in &image.segments {
             let rows = SegmentRows::lay(segment, &ranges, ROWS_MAX - stats.rows, &mut stats)?;
@@ -144,4 +162,57 @@ impl UnwindTable {
                 .is_some_and(|within| within < segment.size)
         })
     }
+}
+
+/// Adds to the sorted ranges those of code that none of them covers.
+fn reckon_gaps<'data, R: ReadRef<'data>>(
+    data: R,
+    image: &ImageFrames<'_>,
+    ranges: &mut Vec<Range>,
+    stats: &mut UnwindStats,
+) {
+    let mut left = BARE_BYTES_MAX;
+    let mut gaps = Vec::new();
+    for segment in &image.segments {
+        for gap in segment_rows::gaps(segment, ranges) {
+            match left.checked_sub(gap.end - gap.start) {
+                Some(rest) => {
+                    left = rest;
+                    gaps.push(gap);
+                }
+                None => stats.unreckoned_bytes += gap.end - gap.start,
+            }
+        }
+    }
+    gaps.sort_by_key(|gap| gap.start);
+    let bytes_at = |segment: &Segment, place: &std::ops::Range<u64>| {
+        let offset = segment.file_offset + (place.start - segment.vaddr);
+        data.read_bytes_at(offset, place.end - place.start).ok()
+    };
+    let mut called = BTreeSet::new();
+    for segment in &image.segments {
+        // Usual programs have a few bytes in which nothing is called.
+        if BARE_BYTES_MAX - left < CALLED_BYTES_MIN || segment.size > CALLING_BYTES_MAX {
+            continue;
+        }
+        let whole = segment.vaddr..segment.vaddr + segment.size;
+        let bytes = bytes_at(segment, &whole).unwrap_or_default();
+        called.extend(bare_code::calls_into(bytes, segment.vaddr, &gaps));
+    }
+    let mut reckoned = Vec::new();
+    for gap in &gaps {
+        let Some(segment) = image.segments.iter().find(|segment| segment.contains(gap.start)) else {
+            continue;
+        };
+        reckoned.extend(bare_code::reckon(Gap {
+            address: gap.start,
+            bytes: bytes_at(segment, gap).unwrap_or_default(),
+            follows_function: gap.start != segment.vaddr,
+            entry_point: image.entry_point,
+            called: &called,
+        }));
+    }
+    stats.reckoned = reckoned.len();
+    ranges.extend(reckoned);
+    ranges.sort_by_key(|range| (range.start, range.len));
 }

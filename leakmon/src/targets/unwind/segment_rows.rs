@@ -3,6 +3,8 @@
 //! In: sorted ranges of the whole image. Out: rows relative to the segment's start, equal neighbours merged, gaps
 //! marked; for each page of text the rows to look at.
 
+use std::ops;
+
 use leakmon_ebpf::rows::{PAGE_SHIFT, Row};
 
 use super::frame_entries::{Range, Rule};
@@ -96,6 +98,22 @@ impl SegmentRows {
             (row, last - row + 1)
         })
     }
+}
+
+/// The stretches of a segment that no range covers, but for padding. `ranges` are sorted by their start.
+pub(super) fn gaps(segment: &Segment, ranges: &[Range]) -> impl Iterator<Item = ops::Range<u64>> {
+    let segment_end = segment.vaddr + segment.size;
+    let first = ranges.partition_point(|range| range.start < segment.vaddr);
+    let covered = ranges.get(first..).unwrap_or_default().iter();
+    let covered = covered.map(|range| (range.start, range.start.saturating_add(u64::from(range.len))));
+    let covered = covered.chain([(segment_end, segment_end)]);
+    covered
+        .scan(segment.vaddr, move |end, (start, next_end)| {
+            let gap = *end..start.min(segment_end);
+            *end = next_end.max(*end);
+            Some(gap)
+        })
+        .filter(|gap| gap.end.saturating_sub(gap.start) > PADDING_BYTES_MAX)
 }
 
 struct Rows {

@@ -98,13 +98,14 @@ fn gaps_are_marked_and_padding_is_not() {
     let rows: Vec<(u32, u8)> = table.segments[0]
         .rows
         .iter()
-        .map(|row| (row.pc - row.pc.min(TEXT), row.kind))
+        // The headers before it are no code, and may look like some.
+        .filter(|row| row.pc >= TEXT)
+        .map(|row| (row.pc - TEXT, row.kind))
         .collect();
     let (usual, none) = (kind::STACK_POINTER, kind::NONE);
     assert_eq!(
         rows,
         [
-            (0, none),
             (0, usual),
             (48, none),
             (64, usual),

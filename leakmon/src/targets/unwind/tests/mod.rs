@@ -1,5 +1,6 @@
 //! Tables and walks checked against other unwinders, on this process and on hostile images.
 
+mod bare_code;
 mod entries;
 mod hostile;
 mod lookup;
