@@ -12,13 +12,14 @@
 //! 4. Those that seem unwakeable, and finished ones, are read again, the latter a quarter of a second later: what was about to be
 //!    woken, or awaited, is neither unwakeable nor held.
 //!
-//! Time, bytes and places are bounded; what was not read is told by [`Census::share`].
+//! Time, bytes and places are bounded, and there is rest in between (`pace`); what was not read is told by [`Census::share`].
 
 use super::{
     churn::{AGAIN_BYTES_MAX, scan_changed},
     header::{Neighbours, Reading, State, stage},
     layout::Layouts,
     lists::{is_linked, without_unlisted},
+    pace::Pace,
     places::{self, Place},
     reader::{Memory, MemoryError},
     scan::Scanner,
@@ -291,6 +292,7 @@ fn scan(
 ) -> Result<(), MemoryError> {
     let began = Instant::now();
     let mut scanner = Scanner::new(layouts);
+    let mut pace = Pace::new(limits.time_max);
     let Census {
         tasks,
         resident_bytes,
@@ -302,6 +304,12 @@ fn scan(
         let before = *scanned_bytes;
         let may_go_on = |within| {
             progress(before + within, *resident_bytes);
+            let all = (*resident_bytes).min(limits.bytes_max);
+            if let Some(rest) = pace.rest(began.elapsed(), before + within, all) {
+                let rests = Instant::now();
+                std::thread::sleep(rest);
+                pace.rested(rests.elapsed());
+            }
             before + within < limits.bytes_max && began.elapsed() < limits.time_max
         };
         *scanned_bytes += scanner.scan(memory, &range, may_go_on, |place, reading| {

@@ -12,6 +12,7 @@
 //! | `header` | what these words say: tokio's state word, and what no task can have there |
 //! | `places` | what is read where a task may be |
 //! | `scan` | how to find words that are a vtable's address in resident memory, and what is there |
+//! | `pace` | how fast a census goes |
 //! | `census` | the tasks of a process, by type and state |
 //! | `churn` | the types whose tasks come and go meanwhile |
 //! | `lists` | the lists in which runtimes keep their tasks |
@@ -25,6 +26,7 @@ pub mod header;
 pub mod layout;
 mod lists;
 pub mod older;
+mod pace;
 mod places;
 pub mod program;
 pub mod reader;

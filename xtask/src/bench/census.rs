@@ -1,9 +1,10 @@
 //! `cargo xtask bench census`: the census of a process with a large heap and a million tasks: how long it takes, what memory it
 //! needs, and how much slower the process is meanwhile.
 //!
-//! In: the victim `crowd`, which counts what work it gets done in a given time. Out: a table on standard output. It works alone
-//! and beside censuses in turns, so that a machine that slows down slows both. Its work is put against the time that it had a processor
-//! for, so that other work on the machine does not count; a census's processor time stands beside the time it took.
+//! In: the victim `crowd`, which counts what work it gets done in a given time. Out: a table on standard output. The victim works in short
+//! slices; those within a census are compared with those of the seconds before and after, so that a machine that slows down slows both.
+//! Its work is put against the time that it had a processor for, so that other work on the machine does not count; a census's processor time
+//! stands beside the time it took. In turns with the censuses a thread that only counts runs as long as they do: what any neighbour costs.
 
 use super::Effort;
 use crate::{crowds::PLAIN, victims, workspace::Workspace};
@@ -11,19 +12,24 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use std::{
     fmt::Write as _,
-    fs,
+    fs, hint,
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-/// Tasks of the victim.
-const TASKS: usize = 1_000_000;
+/// Tasks of the victim, the finished ones that it holds included: a million live.
+const TASKS: usize = 1_065_000;
 /// What it holds beside its tasks, in MiB, so that 4 GiB are resident.
 const BALLAST_MIB: usize = 3_500;
-/// How long it works in each turn, in milliseconds: longer than a census takes.
-const WORK_MS: usize = 4_000;
+/// How long it works in each slice, in milliseconds.
+const SLICE_MS: usize = 50;
+/// Slices alone, before a census and as many after it.
+const SLICES_ALONE: usize = 15;
+/// Censuses in each of the rounds asked for: a machine shared with others varies by more than what is to be seen.
+const CENSUSES_PER_ROUND: usize = 3;
 
 /// Runs the rounds and prints the table.
 pub(super) fn run(workspace: &Workspace, effort: Effort) -> Result<String> {
@@ -32,39 +38,56 @@ pub(super) fn run(workspace: &Workspace, effort: Effort) -> Result<String> {
     let mut crowd = Crowd::start(&PLAIN.path(workspace), TASKS)?;
     crowd.tell(&format!("ballast {BALLAST_MIB}"))?;
     let resident = memory_mib(crowd.child.id(), "VmRSS:").unwrap_or(0);
-    println!("bench: a process with {resident} MiB resident and some {TASKS} tasks");
-    let mut table =
-        "| round | census s | of it with a processor | read MiB | share | tasks found | of | leakmon MiB | \
-                     work a ms of processor alone | beside | slower % |\n\
-                     | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-            .to_owned();
-    let mut slower = Vec::new();
-    for round in 1..=effort.rounds {
-        let alone = crowd.work()?;
-        crowd.say(&format!("work {WORK_MS}"))?;
-        // The work has begun by the time that leakmon has read the binary.
-        let taken = take(&leakmon, crowd.tgid())?;
-        let beside = work_of(&crowd.listen()?)?;
+    println!("bench: a process with {resident} MiB resident");
+    let mut table = "| census s | of it with a processor | read MiB | share | tasks found | of | leakmon MiB | slower % | beside a thread that \
+                     only counts |\n| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        .to_owned();
+    let (mut slower, mut slower_beside_a_thread) = (Vec::new(), Vec::new());
+    for _ in 0..effort.rounds * CENSUSES_PER_ROUND {
+        let tgid = crowd.tgid();
+        let (taken, slowed) = crowd.work_beside(|| take(&leakmon, tgid))?;
+        let taken = taken?;
         let expected = alive(&crowd.tell("count")?);
         let census = &taken.census;
-        slower.push((1.0 - beside / alone) * 100.0);
+        let busy = Duration::from_secs_f64(taken.processor_seconds);
+        let ((), slowed_by_thread) = crowd.work_beside(|| count_for(busy))?;
+        slower.push(slowed);
+        slower_beside_a_thread.push(slowed_by_thread);
         // Writing to a string can't fail.
         let _ = writeln!(
             table,
-            "| {round} | {:.2} | {:.2} | {} | {} | {} | {expected} | {} | {alone:.0} | {beside:.0} | {:.2} |",
+            "| {:.2} | {:.2} | {} | {} | {} | {expected} | {} | {slowed:.1} | {slowed_by_thread:.1} |",
             census["seconds"].as_f64().unwrap_or(f64::NAN),
             taken.processor_seconds,
             census["scanned_bytes"].as_u64().unwrap_or(0) >> 20,
             census["share"],
             census["tasks"]["alive"],
             taken.peak_mib,
-            (1.0 - beside / alone) * 100.0,
         );
     }
-    slower.sort_by(f64::total_cmp);
-    let median = slower.get(slower.len() / 2).copied().unwrap_or(f64::NAN);
-    let _ = writeln!(table, "\nMedian: {median:.2} % slower.");
+    let _ = writeln!(
+        table,
+        "\nMedians: {:.1} % slower beside a census, {:.1} % beside a thread that only counts.",
+        median(&mut slower),
+        median(&mut slower_beside_a_thread)
+    );
     Ok(table)
+}
+
+fn median(numbers: &mut [f64]) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Keeps a processor busy and touches no memory.
+fn count_for(time: Duration) {
+    let began = Instant::now();
+    let mut count = 0_u64;
+    while began.elapsed() < time {
+        for _ in 0..10_000 {
+            count = hint::black_box(count.wrapping_add(1));
+        }
+    }
 }
 
 /// A census, and what it cost.
@@ -86,12 +109,12 @@ pub(super) fn take(leakmon: &Path, tgid: u32) -> Result<Taken> {
         .context("can't start leakmon")?;
     let (mut peak_mib, mut processor_seconds) = (0, 0.0_f64);
     let output = child.stdout.take().context("leakmon has no output")?;
-    let reader = std::thread::spawn(move || serde_json::from_reader::<_, Value>(output));
+    let reader = thread::spawn(move || serde_json::from_reader::<_, Value>(output));
     while child.try_wait()?.is_none() {
         // Both only rise.
         peak_mib = memory_mib(child.id(), "VmHWM:").unwrap_or(0).max(peak_mib);
         processor_seconds = processor_seconds_of(child.id()).unwrap_or(0.0).max(processor_seconds);
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
     }
     let Ok(Ok(mut found)) = reader.join() else {
         bail!("leakmon printed no census")
@@ -167,9 +190,54 @@ impl Crowd {
         self.listen()
     }
 
-    fn work(&mut self) -> Result<f64> {
-        let answer = self.tell(&format!("work {WORK_MS}"))?;
-        work_of(&answer)
+    /// Works while `other` runs, and before and after that: what `other` gave, and by how many percent the work was slower meanwhile.
+    fn work_beside<T: Send>(&mut self, other: impl FnOnce() -> T + Send) -> Result<(T, f64)> {
+        let mut alone = Work::default();
+        alone.add(self, SLICES_ALONE)?;
+        let (given, beside) = thread::scope(|scope| {
+            let other = scope.spawn(other);
+            let (mut all, mut slice) = (Work::default(), Work::default());
+            loop {
+                all.done += slice.done;
+                all.nanoseconds += slice.nanoseconds;
+                slice = Work::default();
+                slice.add(self, 1)?;
+                // A slice that reaches beyond its end is of neither.
+                if other.is_finished() {
+                    let given = other.join().ok().context("what ran beside the work has panicked")?;
+                    return Ok::<_, anyhow::Error>((given, all));
+                }
+            }
+        })?;
+        alone.add(self, SLICES_ALONE)?;
+        Ok((given, (1.0 - beside.rate()? / alone.rate()?) * 100.0))
+    }
+}
+
+/// Work that a crowd got done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Work {
+    done: f64,
+    /// How long it had a processor.
+    nanoseconds: f64,
+}
+
+impl Work {
+    fn add(&mut self, crowd: &mut Crowd, slices: usize) -> Result<()> {
+        for _ in 0..slices {
+            let answer = crowd.tell(&format!("work {SLICE_MS}"))?;
+            self.done += answer["work"].as_f64().context("the crowd did not count its work")?;
+            let nanoseconds = answer["work_ns"].as_f64();
+            self.nanoseconds += nanoseconds.context("the crowd did not measure its time")?;
+        }
+        Ok(())
+    }
+
+    fn rate(&self) -> Result<f64> {
+        if self.nanoseconds > 0.0 {
+            return Ok(self.done / self.nanoseconds);
+        }
+        bail!("the crowd had no processor: run the measurement on a quiet machine")
     }
 }
 
@@ -178,16 +246,6 @@ impl Drop for Crowd {
         let _gone = self.child.kill();
         let _status = self.child.wait();
     }
-}
-
-/// What was done in a millisecond of processor time.
-fn work_of(answer: &Value) -> Result<f64> {
-    let (done, nanoseconds) = (answer["work"].as_f64(), answer["work_ns"].as_f64());
-    let milliseconds = nanoseconds
-        .filter(|nanoseconds| *nanoseconds > 0.0)
-        .map(|nanoseconds| nanoseconds / 1e6);
-    let done = done.context("the crowd did not count its work")?;
-    Ok(done / milliseconds.context("the crowd did not measure its time")?)
 }
 
 /// What a crowd says is alive, its workers included.
