@@ -126,7 +126,7 @@ fn document(outcomes: &[Outcome]) -> Result<String> {
          Each program spawns some 3,000 tasks in every way that its tokio has (`xtask/matrix/tasks.rs`), and knows how many were born, \
          ended and lived. *exact*: leakmon counted the same, and paired each end with its birth. *partial*: it says that it misses \
          something, and what. *refused*: it says why it can't follow the program. {exact} of {built} programs are exact, of {all} that the \
-         matrix has.\n\n\
+         matrix has. Those with musl need `cargo xtask setup --musl`.\n\n\
          | program | tokio | outcome | births | birth sites | end sites | slow sites | says |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         date.trim(),
