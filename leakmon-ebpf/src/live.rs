@@ -1,7 +1,9 @@
 //! The table of live tasks and threads, which is two maps: a pass over a hash visits every bucket it has, so the first one is small, and
 //! the second, which has room for a million, is looked at only while there is something in it.
 //!
-//! In: keys and values. Out: what the tables had. A key is in one of the two at most; `OVERFLOW` is never less than what the second one holds.
+//! In: keys and values. Out: what the tables had. `OVERFLOW` is never less than what the second one holds. A key is in one of the two at
+//! most, where no two processors put it in at the same moment: a task is born once at an address. Of a thread two may tell at once; both
+//! would count if just then the first table were full for one and not for the other.
 
 use crate::{
     atomic,

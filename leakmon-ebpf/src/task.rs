@@ -101,7 +101,8 @@ fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     let value = LiveValue { stack, born_ns: now_ns };
     let is_tracked = match live::insert(key, value) {
         Ok(()) => true,
-        Err(Refused::Taken) => replace(key, value, now_ns),
+        // Who was there may have gone just now.
+        Err(Refused::Taken) => replace(key, value, now_ns) || live::insert(key, value).is_ok(),
         Err(Refused::Full) => false,
     };
     if is_tracked {
@@ -112,7 +113,7 @@ fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
 }
 
 /// Puts a thread into the table of live ones and counts its start. One that is there already is this very thread: its number is used again only after
-/// its end was seen. A tracepoint and user space may tell of it at the same moment, and the first one counts.
+/// its end was seen. A tracepoint and user space may tell of it at the same moment, and the first one counts (but see [`live`]).
 #[inline(always)]
 pub fn track_thread(key: LiveKey, stack: u64, started_ns: u64) {
     let value = LiveValue {

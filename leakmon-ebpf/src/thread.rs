@@ -1,6 +1,6 @@
 //! Threads: started, ended, and those that were there before.
 //!
-//! In: the kernel's tracepoints, and threads that user space found in `/proc`. Out: entries of `LIVE` and `COUNTS` like those of
+//! In: the kernel's tracepoints, and threads that user space found in `/proc`. Out: entries of the table of live tasks and of `COUNTS` like those of
 //! tasks, under keys that no task has. Only threads of targets are looked at.
 
 use crate::{

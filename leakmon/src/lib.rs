@@ -13,7 +13,7 @@
 //!    It also makes unwind tables from `.eh_frame`, or from code without it ([`targets::unwind`]), so that stacks are whole in a default
 //!    release build.
 //! 2. [`kernel`] attaches a BPF program to each of these *probe sites*. The programs (crate `leakmon-ebpf`) know no tokio
-//!    version: all they need is in a cookie of 64 bits. They pair births with ends in `LIVE`, and count in `COUNTS`.
+//!    version: all they need is in a cookie of 64 bits. They pair births with ends in the table of live tasks, and count in `COUNTS`.
 //! 3. Events tell user space what changed; counters are cumulative, so a lost event loses nothing but time. Once a tick the
 //!    counters themselves are read into [`live`].
 //! 4. [`symbols`] turns a stack's addresses into names, on a thread of its own, and says which frame is the culprit.

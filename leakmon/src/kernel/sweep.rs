@@ -9,10 +9,10 @@ use std::collections::HashSet;
 
 pub(super) const SWEEP: &str = "sweep_live";
 
-/// Targets that wait for room in `PURGED`. Beyond it their tasks stay in `LIVE` until leakmon is started without pins.
+/// Targets that wait for room in `PURGED`. Beyond it their tasks stay in the table until leakmon is started without pins.
 const WAITING_MAX: usize = 1 << 16;
 
-/// Targets whose tasks are still in `LIVE`.
+/// Targets whose tasks are still in the table of live ones.
 #[derive(Debug, Default)]
 pub(super) struct Purge {
     /// In `PURGED`: the next pass drops their tasks.

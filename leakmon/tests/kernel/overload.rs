@@ -159,7 +159,7 @@ fn tasks_beyond_the_first_of_two_tables_are_exact_and_outlive_the_daemon() {
     let daemon = ground.daemon("");
     let mut storm = Storm::start(&ground.program);
     warm_up(&daemon, &mut storm);
-    // All of these find room in the first table, and some thousands do not.
+    // 65,536 find room in the first table, and some thousands do not.
     let held = LIVE_FIRST_ENTRIES_MAX + 5_000;
     storm.command(&format!("hold {held}"));
     // Those that come and go meanwhile are in the second.
@@ -167,6 +167,7 @@ fn tasks_beyond_the_first_of_two_tables_are_exact_and_outlive_the_daemon() {
     let report = await_truth(&daemon, &storm, &truth);
     let older: u64 = report.callsites().iter().filter_map(|site| site["live"].as_u64()).sum();
     assert!(older >= u64::from(held), "{older}");
+    assert!(ground.overflow() >= 5_000, "{}", ground.overflow());
     daemon.stop();
 
     let daemon = ground.daemon("");
@@ -177,12 +178,40 @@ fn tasks_beyond_the_first_of_two_tables_are_exact_and_outlive_the_daemon() {
         of_victim(report, storm.tgid()) == Some(truth.total())
             && by_spawner(report, storm.tgid(), &truth) == truth_by_spawner(&truth)
     });
-    // Both tables are empty: there is room in the first again.
-    let truth = storm.command("hold 10");
+    // There is room in the first again. The second still has threads that were started meanwhile.
+    let threads = ground.overflow();
+    assert!(threads < 1_000, "{threads}");
+    let truth = storm.command("hold 1000");
     await_truth(&daemon, &storm, &truth);
+    assert!(ground.overflow() <= threads, "{}", ground.overflow());
     for loss in ["live_full", "unmatched_ends", "replaced"] {
         assert_eq!(report.loss(loss), 0, "{loss}");
     }
+    storm.end();
+    daemon.stop();
+}
+
+#[test]
+fn births_beyond_both_tables_are_untracked() {
+    let Some(ground) = Ground::new("births_beyond_both_tables_are_untracked") else {
+        return;
+    };
+    let room = LIVE_FIRST_ENTRIES_MAX + 1_000;
+    let daemon = ground.daemon(&format!("live_entries_max = {room}"));
+    let mut storm = Storm::start(&ground.program);
+    warm_up(&daemon, &mut storm);
+    let truth = storm.command(&format!("hold {}", room + 1_000));
+    let full = daemon.await_report("all births", |report| {
+        let task = of_victim(report, storm.tgid()).unwrap_or_default();
+        task.spawned + report.loss("live_full") == truth.total().spawned
+    });
+    assert!(full.loss("live_full") >= 1_000, "{}", full.loss("live_full"));
+    assert_eq!(ground.overflow(), 1_000);
+    let truth = storm.command("release");
+    let untracked = full.loss("live_full");
+    let expected = minus(&truth, untracked, untracked);
+    daemon.await_report("all ends", |report| of_victim(report, storm.tgid()) == Some(expected));
+    assert_eq!(ground.overflow(), 0);
     storm.end();
     daemon.stop();
 }

@@ -7,6 +7,7 @@ use super::{
     storm::{Storm, by_spawner, truth_by_spawner, warm_up},
     truth::{Report, Truth},
 };
+use aya::maps::{Array, Map, MapData};
 use nix::sys::signal::Signal;
 use std::{
     path::PathBuf,
@@ -58,6 +59,12 @@ impl Ground {
         std::fs::write(&config, format!("interval = \"200ms\"\n[bounds]\n{bounds}\n")).unwrap();
         let [config, pins] = [&config, &self.pins].map(|path| path.to_str().unwrap());
         Daemon::start(&[&["--config", config, "--pin", "--pin-dir", pins], what].concat())
+    }
+
+    /// Tasks that are in the second of the two tables of live ones.
+    pub(super) fn overflow(&self) -> u64 {
+        let map = MapData::from_pin(self.pins.join("maps/OVERFLOW")).unwrap();
+        Array::<_, u64>::try_from(Map::Array(map)).unwrap().get(&0, 0).unwrap()
     }
 
     fn clean_up(&self) -> Output {

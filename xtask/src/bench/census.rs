@@ -4,7 +4,7 @@
 //! In: the victim `crowd`, which counts what work it gets done in a given time. Out: a table on standard output. The victim works in short
 //! slices; those within a census are compared with those of the seconds before and after, so that a machine that slows down slows both.
 //! Its work is put against the time that it had a processor for, so that other work on the machine does not count; a census's processor time
-//! stands beside the time it took. In turns with the censuses a thread that only counts runs as long as they do: what any neighbour costs.
+//! stands beside the time it took. In turns with the censuses a thread that only counts works and rests as much as they do: what any neighbour costs.
 
 use super::Effort;
 use crate::{crowds::PLAIN, victims, workspace::Workspace};
@@ -28,6 +28,8 @@ const BALLAST_MIB: usize = 3_500;
 const SLICE_MS: usize = 50;
 /// Slices alone, before a census and as many after it.
 const SLICES_ALONE: usize = 15;
+/// How long a thread that only counts works before it rests: about as long as a census does.
+const PIECE: Duration = Duration::from_millis(2);
 /// Censuses in each of the rounds asked for: a machine shared with others varies by more than what is to be seen.
 const CENSUSES_PER_ROUND: usize = 3;
 
@@ -45,12 +47,13 @@ pub(super) fn run(workspace: &Workspace, effort: Effort) -> Result<String> {
     let (mut slower, mut slower_beside_a_thread) = (Vec::new(), Vec::new());
     for _ in 0..effort.rounds * CENSUSES_PER_ROUND {
         let tgid = crowd.tgid();
-        let (taken, slowed) = crowd.work_beside(|| take(&leakmon, tgid))?;
-        let taken = taken?;
+        let (taken, compared) = crowd.work_beside(|| take(&leakmon, tgid))?;
+        let (taken, slowed) = (taken?, compared.slower_percent()?);
         let expected = alive(&crowd.tell("count")?);
         let census = &taken.census;
-        let busy = Duration::from_secs_f64(taken.processor_seconds);
-        let ((), slowed_by_thread) = crowd.work_beside(|| count_for(busy))?;
+        let share = taken.processor_seconds / taken.seconds;
+        let ((), compared) = crowd.work_beside(|| count_for(Duration::from_secs_f64(taken.seconds), share))?;
+        let slowed_by_thread = compared.slower_percent()?;
         slower.push(slowed);
         slower_beside_a_thread.push(slowed_by_thread);
         // Writing to a string can't fail.
@@ -79,14 +82,16 @@ fn median(numbers: &mut [f64]) -> f64 {
     numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Keeps a processor busy and touches no memory.
-fn count_for(time: Duration) {
+/// Keeps a processor busy for a share of the time, in pieces, and touches no memory.
+fn count_for(time: Duration, share: f64) {
     let began = Instant::now();
     let mut count = 0_u64;
     while began.elapsed() < time {
-        for _ in 0..10_000 {
+        let piece = Instant::now();
+        while piece.elapsed() < PIECE {
             count = hint::black_box(count.wrapping_add(1));
         }
+        thread::sleep(PIECE.mul_f64((1.0 / share.clamp(0.01, 1.0)) - 1.0));
     }
 }
 
@@ -97,10 +102,13 @@ pub(super) struct Taken {
     peak_mib: u64,
     /// How long leakmon had a processor, the analysis of the binary included.
     processor_seconds: f64,
+    /// How long it took by the clock, all included.
+    seconds: f64,
 }
 
 /// Takes a census.
 pub(super) fn take(leakmon: &Path, tgid: u32) -> Result<Taken> {
+    let began = Instant::now();
     let mut child = Command::new(leakmon)
         .args(["census", "--format", "json", "--confirm-interval", "20ms"])
         .args(["-p", &tgid.to_string()])
@@ -123,6 +131,7 @@ pub(super) fn take(leakmon: &Path, tgid: u32) -> Result<Taken> {
         census: found["census"].take(),
         peak_mib,
         processor_seconds,
+        seconds: began.elapsed().as_secs_f64(),
     })
 }
 
@@ -190,8 +199,8 @@ impl Crowd {
         self.listen()
     }
 
-    /// Works while `other` runs, and before and after that: what `other` gave, and by how many percent the work was slower meanwhile.
-    fn work_beside<T: Send>(&mut self, other: impl FnOnce() -> T + Send) -> Result<(T, f64)> {
+    /// Works while `other` runs, and before and after that.
+    fn work_beside<T: Send>(&mut self, other: impl FnOnce() -> T + Send) -> Result<(T, Compared)> {
         let mut alone = Work::default();
         alone.add(self, SLICES_ALONE)?;
         let (given, beside) = thread::scope(|scope| {
@@ -210,7 +219,19 @@ impl Crowd {
             }
         })?;
         alone.add(self, SLICES_ALONE)?;
-        Ok((given, (1.0 - beside.rate()? / alone.rate()?) * 100.0))
+        Ok((given, Compared { alone, beside }))
+    }
+}
+
+/// Work that was done alone, and beside something.
+struct Compared {
+    alone: Work,
+    beside: Work,
+}
+
+impl Compared {
+    fn slower_percent(&self) -> Result<f64> {
+        Ok((1.0 - self.beside.rate()? / self.alone.rate()?) * 100.0)
     }
 }
 

@@ -159,10 +159,13 @@ fn build(workspace: &Workspace, combination: &Combination) -> Result<PathBuf> {
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", recipe.flags);
     if let Some(musl) = musl {
-        command.env_remove("RUSTFLAGS").env("RUSTC", musl.rustc).env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            format!("--sysroot={}", musl.sysroot.display()),
-        );
+        // Encoded, since the path may have a space.
+        let mut flags = vec![format!("--sysroot={}", musl.sysroot.display())];
+        flags.extend(recipe.flags.split_whitespace().map(str::to_owned));
+        command
+            .env_remove("RUSTFLAGS")
+            .env("RUSTC", musl.rustc)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     }
     workspace::run(&mut command)?;
     let profile = match combination.profile.name() {

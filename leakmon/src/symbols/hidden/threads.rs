@@ -18,6 +18,9 @@ const WRAPPERS: [&str; 14] = [
     "runtime.*", "runtime/*",
 ];
 
+/// Their names in C libraries, with the versions that glibc adds.
+const CREATION: [&str; 3] = ["pthread_create", "pthread_create@*", "__pthread_create*"];
+
 /// Frames within `pthread_create`: in a static glibc `create_thread` and `__clone_internal` come before `__clone3`.
 const CREATION_FRAMES_MAX: usize = 4;
 
@@ -39,12 +42,12 @@ enum Answer {
 impl HideTable {
     /// Index of the frame that asked for a thread: the innermost of the program's own functions that is no wrapper around
     /// starting threads; else its `main`; else the innermost wrapper, nameless code of the program, or a library but the C
-    /// library. 0 for an empty stack.
+    /// library. What `pthread_create` itself calls is the C library's, in a static program too. 0 for an empty stack.
     #[must_use]
     pub fn thread_location(&self, frames: &[ResolvedFrame]) -> usize {
         let mut best: Option<(Answer, usize)> = None;
         // What it calls is the C library, be that in the program itself.
-        let is_creation = |name: &str| WRAPPERS[..2].iter().any(|pattern| matches_glob(pattern, name));
+        let is_creation = |name: &str| CREATION.iter().any(|pattern| matches_glob(pattern, name));
         let innermost = frames.iter().take(CREATION_FRAMES_MAX);
         let innermost = innermost.map(|frame| frame.function.as_deref());
         let creation = innermost.rev().position(|name| name.is_some_and(is_creation));

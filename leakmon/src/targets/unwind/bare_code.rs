@@ -47,7 +47,12 @@ pub(super) fn calls_into(bytes: &[u8], address: u64, places: &[std::ops::Range<u
         let place = places.partition_point(|place| place.start <= target).checked_sub(1)?;
         places[place].contains(&target).then_some(target)
     };
-    bytes.windows(5).enumerate().filter_map(target).collect()
+    let mut targets = BTreeSet::new();
+    // One by one: many may be the same.
+    for target in bytes.windows(5).enumerate().filter_map(target) {
+        targets.insert(target);
+    }
+    targets
 }
 
 /// How far a function has moved the stack pointer, and where it saved the frame pointer.
@@ -72,10 +77,11 @@ impl Frame {
         offset: 0,
     };
 
-    fn rule(self, instruction: &Instruction) -> Option<Rule> {
-        // What has taken its return address off the stack and calls has no caller: a thread's first function.
+    fn rule(self, instruction: &Instruction, is_behind_system_call: bool) -> Option<Rule> {
+        // What has taken its return address off the stack and calls has no caller: a thread's first function, behind the system
+        // call that made it. `sigsetjmp` takes it off to put it back later.
         if self.depth < 8 {
-            return is_call(instruction).then_some(Self::ROOT);
+            return (is_behind_system_call && is_call(instruction)).then_some(Self::ROOT);
         }
         (self.depth.is_multiple_of(8)).then_some(Rule {
             kind: kind::STACK_POINTER,
@@ -157,6 +163,8 @@ struct Pass<'a> {
     is_wrong: bool,
     /// Whether the program begins with this function: then it has no caller.
     is_root: bool,
+    /// Whether the function has made a system call.
+    has_system_call: bool,
 }
 
 impl<'a> Pass<'a> {
@@ -170,6 +178,7 @@ impl<'a> Pass<'a> {
             has_table: false,
             is_wrong: false,
             is_root: false,
+            has_system_call: false,
         };
         let mut info = InstructionInfoFactory::new();
         let mut last = None;
@@ -237,13 +246,16 @@ impl<'a> Pass<'a> {
         }
         self.settled = self.ranges.len();
         (self.has_table, self.is_wrong, self.is_root) = (false, false, false);
+        self.has_system_call = false;
     }
 
     /// Says how to leave the frame from this instruction.
     fn cover(&mut self, instruction: &Instruction) {
         let rule = match self.is_root {
             true => Some(Frame::ROOT),
-            false => self.frame.and_then(|frame| frame.rule(instruction)),
+            false => self
+                .frame
+                .and_then(|frame| frame.rule(instruction, self.has_system_call)),
         };
         if let Some(rule) = rule {
             self.add(instruction, rule);
@@ -265,6 +277,7 @@ impl<'a> Pass<'a> {
     /// Moves on behind the instruction.
     fn execute(&mut self, instruction: &Instruction, info: &mut InstructionInfoFactory) {
         let flow = instruction.flow_control();
+        self.has_system_call |= instruction.mnemonic() == Mnemonic::Syscall;
         let Some(frame) = self.frame else {
             self.has_table |= flow == FlowControl::IndirectBranch;
             return;
@@ -312,7 +325,9 @@ fn behind(frame: Frame, instruction: &Instruction, info: &mut InstructionInfoFac
         Mnemonic::Push if is_rbp && frame.frame_pointer == FRAME_POINTER_SAME => {
             after.frame_pointer = slot(after.depth);
         }
-        Mnemonic::Pop if is_rbp && frame.frame_pointer == slot(frame.depth) => {
+        Mnemonic::Pop
+            if is_rbp && frame.frame_pointer != FRAME_POINTER_LOST && frame.frame_pointer == slot(frame.depth) =>
+        {
             after.frame_pointer = FRAME_POINTER_SAME;
         }
         _ if frame.frame_pointer == FRAME_POINTER_SAME && writes(Register::RBP, info) => {

@@ -19,7 +19,7 @@ pub mod walk;
 mod x86_64;
 
 use bare_code::Gap;
-use frame_entries::Range;
+use frame_entries::{Range, Rule};
 use image_frames::{ImageFrames, Segment};
 use object::ReadRef;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ pub const BARE_BYTES_MAX: u64 = 1 << 20;
 
 /// With fewer bytes of such code nobody looks for what calls it: only the start of the program and of libraries.
 const CALLED_BYTES_MIN: u64 = 4096;
-/// Calls are not looked for in segments larger than this, which would have to be in memory.
+/// Bytes of code of an image in which such calls are looked for, since they have to be in memory.
 const CALLING_BYTES_MAX: u64 = 64 << 20;
 
 /// Why an image has no unwind table.
@@ -99,8 +99,12 @@ pub struct UnwindStats {
     pub overlapping: usize,
     /// Ranges of code without entries whose rule was reckoned from the code.
     pub reckoned: usize,
+    /// Bytes of these ranges.
+    pub reckoned_bytes: u64,
     /// Bytes of code without entries that were not looked at, because of [`BARE_BYTES_MAX`].
     pub unreckoned_bytes: u64,
+    /// Bytes of code in which no calls of such code were looked for, because of a bound: less of that has rules.
+    pub unsearched_bytes: u64,
     /// Whether [`INSTRUCTION_BYTES_MAX`] or [`ENTRIES_MAX`] ended the reading early.
     pub cut: bool,
 }
@@ -126,7 +130,8 @@ impl UnwindTable {
         Self::build_from(bytes)
     }
 
-    /// As [`Self::build`], from data of which only the headers, `.eh_frame` and code without entries are read.
+    /// As [`Self::build`], from data of which only the headers and `.eh_frame` are read, code without entries, and where there is much of that
+    /// the code that may call it.
     ///
     /// # Errors
     /// [`UnwindError`].
@@ -164,6 +169,25 @@ impl UnwindTable {
     }
 }
 
+/// Adds the ranges of a gap, and between them what has no rule: else it would be taken for padding, which gets the rule before it.
+fn add_with_rests(ranges: &mut Vec<Range>, gap: &std::ops::Range<u64>, reckoned: Vec<Range>) {
+    let mut end = gap.start;
+    let rest = |from: u64, to: u64| {
+        let len = u32::try_from(to.saturating_sub(from)).unwrap_or(u32::MAX);
+        (len > 0).then_some(Range {
+            start: from,
+            len,
+            rule: Rule::NONE,
+        })
+    };
+    for range in reckoned {
+        ranges.extend(rest(end, range.start));
+        end = range.start + u64::from(range.len);
+        ranges.push(range);
+    }
+    ranges.extend(rest(end, gap.end));
+}
+
 /// Adds to the sorted ranges those of code that none of them covers.
 fn reckon_gaps<'data, R: ReadRef<'data>>(
     data: R,
@@ -190,29 +214,33 @@ fn reckon_gaps<'data, R: ReadRef<'data>>(
         data.read_bytes_at(offset, place.end - place.start).ok()
     };
     let mut called = BTreeSet::new();
-    for segment in &image.segments {
-        // Usual programs have a few bytes in which nothing is called.
-        if BARE_BYTES_MAX - left < CALLED_BYTES_MIN || segment.size > CALLING_BYTES_MAX {
+    let mut to_search = CALLING_BYTES_MAX;
+    // Usual programs have a few bytes in which nothing is called.
+    let is_worth_it = BARE_BYTES_MAX - left >= CALLED_BYTES_MIN;
+    for segment in image.segments.iter().filter(|_| is_worth_it) {
+        let Some(rest) = to_search.checked_sub(segment.size) else {
+            stats.unsearched_bytes += segment.size;
             continue;
-        }
+        };
+        to_search = rest;
         let whole = segment.vaddr..segment.vaddr + segment.size;
         let bytes = bytes_at(segment, &whole).unwrap_or_default();
         called.extend(bare_code::calls_into(bytes, segment.vaddr, &gaps));
     }
-    let mut reckoned = Vec::new();
     for gap in &gaps {
         let Some(segment) = image.segments.iter().find(|segment| segment.contains(gap.start)) else {
             continue;
         };
-        reckoned.extend(bare_code::reckon(Gap {
+        let reckoned = bare_code::reckon(Gap {
             address: gap.start,
             bytes: bytes_at(segment, gap).unwrap_or_default(),
             follows_function: gap.start != segment.vaddr,
             entry_point: image.entry_point,
             called: &called,
-        }));
+        });
+        stats.reckoned += reckoned.len();
+        stats.reckoned_bytes += reckoned.iter().map(|range| u64::from(range.len)).sum::<u64>();
+        add_with_rests(ranges, gap, reckoned);
     }
-    stats.reckoned = reckoned.len();
-    ranges.extend(reckoned);
     ranges.sort_by_key(|range| (range.start, range.len));
 }

@@ -83,6 +83,11 @@ fn pushes_are_counted_and_the_frame_pointer_is_found() {
     // `mov %rax,%rbp; call *%rbx; ret`: it is not saved.
     let lost = function(&[0x48, 0x89, 0xc5, 0xff, 0xd3, 0xc3]);
     assert_eq!(rule_at(&lost, 3), Some((kind::STACK_POINTER, FRAME_POINTER_LOST, 1)));
+    // `mov %rax,%rbp; sub $0x7f0,%rsp; pop %rbp; call *%rbx`: of a slot too far away nothing is known.
+    let far = function(&[
+        0x48, 0x89, 0xc5, 0x48, 0x81, 0xec, 0xf0, 0x07, 0x00, 0x00, 0x5d, 0xff, 0xd3,
+    ]);
+    assert_eq!(rule_at(&far, 11), Some((kind::STACK_POINTER, FRAME_POINTER_LOST, 254)));
 }
 
 #[test]
@@ -91,6 +96,8 @@ fn what_can_not_be_known_gets_no_rule() {
     assert_eq!(rule_at(&function(&[0x48, 0x29, 0xc4, 0xff, 0xd3]), 3), None);
     assert!(function(&[0x50, 0xc3]).is_empty());
     assert_eq!(rule_at(&function(&[0; 64]), 2), None);
+    // `pop (%rdi); call *%rbx`: its caller is known to itself alone.
+    assert_eq!(rule_at(&function(&[0x8f, 0x07, 0xff, 0xd3]), 2), None);
     // `test %eax,%eax; je 1f; push %rbx; 1: call *%rbx`: two ways disagree.
     assert_eq!(rule_at(&function(&[0x85, 0xc0, 0x74, 0x01, 0x53, 0xff, 0xd3]), 5), None);
 }
@@ -148,6 +155,22 @@ fn gaps_are_reckoned_up_to_a_bound() {
     let large = build(0x1010 + BARE_BYTES_MAX as usize + 8);
     assert!(large.stats.unreckoned_bytes > BARE_BYTES_MAX);
     assert_eq!(row_at(&large.segments[0], 0x1011).kind, kind::NONE);
+}
+
+#[test]
+fn what_has_no_rule_does_not_get_the_one_before_it() {
+    let mut entries = Entries::default();
+    let common = entries.common(b"zR", &USUAL_START);
+    entries.function(common, 0x1000, 16, &[]);
+    let mut bytes = entries.image(0x1020, true);
+    // `push %rbx; sub %rax,%rsp; call *%rbx; hlt` and padding, then `ret`.
+    bytes[0x1010..0x1017].copy_from_slice(&[0x53, 0x48, 0x29, 0xc4, 0xff, 0xd3, 0xf4]);
+    bytes[0x1017..0x1020].fill(0x90);
+    bytes[0x101f] = 0xc3;
+    let table = UnwindTable::build(&bytes).unwrap();
+    assert_consistent(&table);
+    let kinds = [0x1010, 0x1011, 0x1014].map(|at| row_at(&table.segments[0], at).kind);
+    assert_eq!(kinds, [kind::STACK_POINTER, kind::STACK_POINTER, kind::NONE]);
 }
 
 /// Where a walk is in a function: at its calls, and behind its system calls.

@@ -47,6 +47,9 @@ fn assert_same_rule(row: Row, truth: &UnwindTableRow<usize>, at: u64) {
     }
 }
 
+/// Bytes between two addresses that are looked at; prime, so that all places in a page are met.
+const STEP: usize = 37;
+
 /// Checks every `stride`th address; returns how many had an entry, and how many of those a rule that is not supported.
 fn compare(bytes: &[u8], table: &UnwindTable, segment: &SegmentRows, page: u32, arena: &Arena) -> (usize, usize) {
     let file = object::File::parse(bytes).unwrap();
@@ -68,8 +71,8 @@ fn compare(bytes: &[u8], table: &UnwindTable, segment: &SegmentRows, page: u32, 
             .cloned()
     };
     let mut context = UnwindContext::new();
-    let (mut covered, mut unsupported) = (0, 0);
-    for relative in (0..segment.size as u32).step_by(37) {
+    let (mut covered, mut unsupported, mut reckoned) = (0, 0, 0);
+    for relative in (0..segment.size as u32).step_by(STEP) {
         let at = segment.vaddr + u64::from(relative);
         let row = row_at(segment, relative);
         assert_eq!(row, packed_row_at(arena, page, relative), "{at:#x}");
@@ -80,11 +83,18 @@ fn compare(bytes: &[u8], table: &UnwindTable, segment: &SegmentRows, page: u32, 
             unsupported += usize::from(row.kind == kind::UNSUPPORTED);
         } else if row.kind != kind::NONE {
             let is_padding = (1..16).any(|back| find(at - back, &mut context).is_ok());
-            let is_reckoned = table.stats.reckoned > 0 && [kind::STACK_POINTER, kind::END].contains(&row.kind);
+            let is_reckoned = [kind::STACK_POINTER, kind::END].contains(&row.kind);
             assert!(is_padding || is_reckoned, "{at:#x} has a rule and no entry");
+            reckoned += usize::from(!is_padding);
         }
     }
     assert!(table.stats.entries > 0);
+    // A range of so many bytes is met at most so often.
+    let met_max = table.stats.reckoned_bytes as usize / STEP + table.stats.reckoned;
+    assert!(
+        reckoned <= met_max,
+        "{reckoned} addresses have a rule and no entry, of {met_max}"
+    );
     (covered, unsupported)
 }
 
