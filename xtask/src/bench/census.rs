@@ -70,7 +70,8 @@ pub(super) fn run(workspace: &Workspace, effort: Effort) -> Result<String> {
     }
     let _ = writeln!(
         table,
-        "\nMedians: {:.1} % slower beside a census, {:.1} % beside a thread that only counts.",
+        "\nMedians: {:.1} % slower beside a census, {:.1} % beside a thread that only counts. Found are also the task that \
+         works meanwhile and those that it spawns.",
         median(&mut slower),
         median(&mut slower_beside_a_thread)
     );
