@@ -6,7 +6,7 @@
 //! Its work is put against the time that it had a processor for, so that other work on the machine does not count; a census's processor time
 //! stands beside the time it took. In turns with the censuses a thread that only counts works and rests as much as they do: what any neighbour costs.
 
-use super::Effort;
+use super::{Effort, summary::Summary};
 use crate::{crowds::PLAIN, victims, workspace::Workspace};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -68,19 +68,17 @@ pub(super) fn run(workspace: &Workspace, effort: Effort) -> Result<String> {
             taken.peak_mib,
         );
     }
+    let (Some(beside_census), Some(beside_thread)) = (Summary::of(&slower), Summary::of(&slower_beside_a_thread))
+    else {
+        bail!("at least one round is needed");
+    };
     let _ = writeln!(
         table,
         "\nMedians: {:.1} % slower beside a census, {:.1} % beside a thread that only counts. Found are also the task that \
          works meanwhile and those that it spawns.",
-        median(&mut slower),
-        median(&mut slower_beside_a_thread)
+        beside_census.median, beside_thread.median
     );
     Ok(table)
-}
-
-fn median(numbers: &mut [f64]) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Keeps a processor busy for a share of the time, in pieces, and touches no memory.
