@@ -103,8 +103,9 @@ pub static MEMOS: PerCpuArray<Memo> = PerCpuArray::with_max_entries(MEMO_SLOTS, 
 pub const MEMO_SLOTS: u32 = 64;
 /// Words that one remembered walk may depend on, a power of two: two a frame, and 127 frames.
 pub const MEMO_WORDS: usize = 256;
-/// Bytes above the stack pointer that they may lie in, a power of two: stacks of 20 to 40 frames of async Rust.
-pub const MEMO_BYTES: usize = 4096;
+/// Bytes above the stack pointer that they may lie in, a power of two. Stacks of 20 to 40 frames of async Rust take 4 KiB in an optimised
+/// build; those of dev builds took more, and each of their births was walked anew while this was 4 KiB.
+pub const MEMO_BYTES: usize = 16384;
 
 /// Walk scratch: more than one a processor, since a uprobe program can be preempted by another. All taken: the stack
 /// has the site alone.

@@ -64,6 +64,9 @@ impl Build {
 /// Victims whose stacks are compared in every build.
 const EVERYWHERE: [&str; 4] = ["crowd", "deep_stacks", "every_spawn", "leaky_registry"];
 
+/// The victim that times itself; the benchmarks compare its builds.
+pub(crate) const SPAWN_HEAVY: &str = "spawn_heavy";
+
 /// What a package needs that has those victims only.
 const MANIFEST: &str = r#"
 # Written by `cargo xtask`; see xtask/src/victims.rs.
@@ -97,10 +100,11 @@ pub(crate) fn build(workspace: &Workspace, build: Build, name: Option<&str>) -> 
         Build::Release => _ = command.args(["--locked", "--package", "leakmon"]),
         _ => _ = command.arg("--manifest-path").arg(write_package(workspace)?),
     }
-    match name {
-        Some(name) => command.args(["--example", name]),
-        None => command.arg("--examples"),
-    };
+    match (name, build) {
+        (Some(name), _) => _ = command.args(["--example", name]),
+        (None, Build::Release) => _ = command.arg("--examples"),
+        (None, _) => EVERYWHERE.iter().for_each(|name| _ = command.args(["--example", name])),
+    }
     command.arg("--target-dir").arg(build.target(workspace));
     if build == Build::FramePointers {
         command
@@ -135,7 +139,7 @@ fn write_package(workspace: &Workspace) -> Result<PathBuf> {
     let folder = workspace.target().join("victims");
     let manifest = folder.join("Cargo.toml");
     let mut text = MANIFEST.to_owned();
-    for name in EVERYWHERE {
+    for name in EVERYWHERE.into_iter().chain([SPAWN_HEAVY]) {
         let path = workspace.root.join("leakmon/examples").join(name).with_extension("rs");
         text.push_str(&format!(
             "\n[[example]]\nname = {name:?}\npath = {:?}\n",

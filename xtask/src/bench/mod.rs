@@ -3,6 +3,7 @@
 //! In: the subjects that were asked for. Out: a table each on standard output. One file a subject, one line each in
 //! [`Subject`] and [`run`]; nothing here measures anything itself.
 
+mod builds;
 mod census;
 mod crowds;
 mod daemon;
@@ -26,6 +27,8 @@ use clap::ValueEnum;
 pub(crate) enum Subject {
     /// Nanoseconds that a task costs more in a program that only spawns
     Tasks,
+    /// The same in other builds of that program, beside bpftrace
+    Builds,
     /// Time and memory of the daemon, by rate, live tasks and callsites
     Daemon,
     /// Throughput of a server that does more than spawning
@@ -47,6 +50,7 @@ impl Subject {
     const fn title(self) -> Option<&'static str> {
         Some(match self {
             Self::Tasks => "A task in a program that only spawns",
+            Self::Builds => "The same in other builds, beside bpftrace",
             Self::Daemon => "The daemon",
             Self::Server => "A server that does more than spawning",
             Self::Ending => "The end of a run",
@@ -59,8 +63,9 @@ impl Subject {
 }
 
 /// Measured where no subject is named, in this order.
-const DEFAULT: [Subject; 5] = [
+const DEFAULT: [Subject; 6] = [
     Subject::Tasks,
+    Subject::Builds,
     Subject::Daemon,
     Subject::Server,
     Subject::Ending,
@@ -84,6 +89,7 @@ pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], effort: Effort) -
     for subject in subjects {
         let table = match subject {
             Subject::Tasks => tasks::run(workspace, effort)?,
+            Subject::Builds => builds::run(workspace, effort)?,
             Subject::Daemon => daemon::run(workspace)?,
             Subject::Server => server::run(workspace, effort)?,
             Subject::Ending => ending::run(workspace, effort)?,

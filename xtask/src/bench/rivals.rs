@@ -3,8 +3,10 @@
 //! In: the victim's source, and its release build. Out: the victim with console-subscriber compiled in, and a command that runs it
 //! under a bpftrace script. It measures nothing.
 
-use super::tasks::VICTIM;
-use crate::workspace::{self, Workspace};
+use crate::{
+    victims::SPAWN_HEAVY,
+    workspace::{self, Workspace},
+};
 use anyhow::{Context as _, Result, bail};
 use object::{Object as _, ObjectSymbol as _};
 use std::{
@@ -37,7 +39,7 @@ pub(super) fn build_console(workspace: &Workspace) -> Result<PathBuf> {
     let source = workspace
         .root
         .join("leakmon/examples")
-        .join(VICTIM)
+        .join(SPAWN_HEAVY)
         .with_extension("rs");
     let main = format!(
         "#[path = {:?}]\nmod victim_program;\n\nfn main() -> std::io::Result<()> {{\n    console_subscriber::init();\n    \

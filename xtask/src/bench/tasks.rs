@@ -12,13 +12,15 @@ use super::{
 };
 use crate::{
     build_ebpf,
-    victims::{self, Build},
+    victims::{self, Build, SPAWN_HEAVY},
     workspace::Workspace,
 };
 use anyhow::{Context as _, Result, bail};
-use std::{fmt::Write as _, process::Command};
-
-pub(super) const VICTIM: &str = "spawn_heavy";
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// One way to run the victim; the command takes the victim's own arguments.
 struct Configuration {
@@ -65,24 +67,16 @@ pub(super) fn run(workspace: &Workspace, Effort { rounds, tasks, .. }: Effort) -
 
 fn configurations(workspace: &Workspace) -> Result<Vec<Configuration>> {
     let leakmon = victims::build_leakmon(workspace)?;
-    victims::build(workspace, Build::Release, Some(VICTIM))?;
-    let victim = Build::Release.example(workspace, VICTIM);
+    victims::build(workspace, Build::Release, Some(SPAWN_HEAVY))?;
+    let victim = Build::Release.example(workspace, SPAWN_HEAVY);
     let mut configurations = vec![Configuration {
         name: "alone".to_owned(),
         command: direct(victim.clone()),
     }];
     for (name, options) in OWN {
-        let (leakmon, victim) = (leakmon.clone(), victim.clone());
-        let report = workspace.target().join("bench-report");
-        let command = move |arguments: &[&str]| {
-            let mut command = Command::new(&leakmon);
-            command.args(["run", "-o"]).arg(&report).args(options);
-            command.arg("--").arg(&victim).args(arguments);
-            command
-        };
         configurations.push(Configuration {
             name: name.to_owned(),
-            command: Box::new(command),
+            command: under_leakmon(workspace, &leakmon, &victim, options),
         });
     }
     configurations.push(Configuration {
@@ -99,7 +93,25 @@ fn configurations(workspace: &Workspace) -> Result<Vec<Configuration>> {
     Ok(configurations)
 }
 
-fn direct(program: std::path::PathBuf) -> Runner {
+/// Runs the victim under `leakmon run` with these options.
+pub(super) fn under_leakmon(
+    workspace: &Workspace,
+    leakmon: &Path,
+    victim: &Path,
+    options: &'static [&'static str],
+) -> Runner {
+    let (leakmon, victim) = (leakmon.to_owned(), victim.to_owned());
+    let report = workspace.target().join("bench-report");
+    Box::new(move |arguments| {
+        let mut command = Command::new(&leakmon);
+        command.args(["run", "-o"]).arg(&report).args(options);
+        command.arg("--").arg(&victim).args(arguments);
+        command
+    })
+}
+
+/// Runs the victim alone.
+pub(super) fn direct(program: PathBuf) -> Runner {
     Box::new(move |arguments| {
         let mut command = Command::new(&program);
         command.args(arguments);
