@@ -3,7 +3,10 @@
 //! In: pinned maps and links. Out: the same images, targets and counts as before, those of the gap included. Whatever is not what it
 //! was (a file that is gone, a plan that has changed) loses its probes and keeps its counts.
 
-use super::{Observer, images::Image};
+use super::{
+    Observer,
+    images::{Image, Purpose},
+};
 use crate::{
     kernel::{event::Event, images::KnownImage},
     targets::{self, processes::ProcessImage},
@@ -15,6 +18,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
+use tokio::sync::oneshot;
 
 impl Observer {
     /// Takes over what an earlier daemon left, if it left anything.
@@ -31,7 +35,7 @@ impl Observer {
             .collect();
         let images = self.kernel.known_images();
         for image in &images {
-            if let Err(error) = self.resume_image(image, &running) {
+            if let Err(error) = self.resume_image(image, &running).await {
                 let path = image.path.as_deref().unwrap_or(Path::new("an image"));
                 tracing::warn!("{}: is not watched any more: {error:#}", path.display());
                 self.kernel.drop_image(image.number.number);
@@ -56,15 +60,16 @@ impl Observer {
         );
     }
 
-    fn resume_image(&mut self, known: &KnownImage, running: &[TargetId]) -> anyhow::Result<()> {
+    async fn resume_image(&mut self, known: &KnownImage, running: &[TargetId]) -> anyhow::Result<()> {
         let (path, file) = find(known, running).context("its file is gone, and no process runs it")?;
         let plan = targets::analyse(&self.analyst, &file, &path)?;
         ensure!(plan.digest() == known.plan, "its probe sites are others by now");
         self.unwinding.expect(&file);
-        let attached = self.kernel.attach(&plan, &file, known.number)?;
-        let image = Image::new(plan, file, attached)?;
+        let (sender, told) = oneshot::channel();
+        let image = Image::new(plan, file, Purpose::Asked(sender))?;
+        self.kernel.attach(&image.plan, image.open_file(), known.number)?;
         self.images.put(known.number.number, image);
-        Ok(())
+        self.settle(told).await
     }
 }
 
