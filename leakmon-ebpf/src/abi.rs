@@ -62,8 +62,8 @@ pub enum Role {
     Birth = 0,
     /// A task has completed; the register holds its header's address.
     End = 1,
-    /// A task's memory is being freed; the register holds its header's address. A task that has not completed ends so, and one
-    /// that has is none of the live ones any more.
+    /// A task is being released: freed, or in its terminal state; the register holds its header's address. One that was not seen to
+    /// complete ends so, and one that was is none of the live ones any more.
     Freed = 2,
 }
 

@@ -37,7 +37,7 @@ fn write_plan(out: &mut String, plan: &ProbePlan) -> std::fmt::Result {
     let roles = [
         (Role::Birth, "birth sites"),
         (Role::End, "completion sites"),
-        (Role::Freed, "sites that free a task"),
+        (Role::Freed, "sites that release a task"),
     ];
     let planned = |role: Role| role != Role::Freed || plan.sites_of(role) > 0;
     for (role, title) in roles.into_iter().filter(|(role, _)| planned(*role)) {

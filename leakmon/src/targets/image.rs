@@ -384,6 +384,14 @@ impl<'data> Image<'data> {
         }
     }
 
+    /// The same with other functions.
+    pub(super) fn with_functions(self, functions: impl Iterator<Item = Range<u64>>) -> Self {
+        Self {
+            functions: functions.collect(),
+            ..self
+        }
+    }
+
     /// The same with less effort left.
     pub(super) fn with_effort(self, instructions: u64) -> Self {
         self.effort.set(instructions);

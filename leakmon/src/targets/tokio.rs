@@ -50,9 +50,13 @@ pub(super) fn find(image: &Image<'_>) -> Finding {
             return Finding::Unsupported { version, reason };
         }
         found.complete(image, shape.completion);
-        let Some(completions) = found.completions.get(&shape.completion) else {
+        let Some(completions) = found.completions.get_mut(&shape.completion) else {
             continue;
         };
+        if shape.completion == Completion::Harness {
+            let functions = |vtable: &Vtable| shape.completing().map(|index| vtable.functions[index]);
+            completions.add_terminals(image, vtables.iter().flat_map(functions));
+        }
         let (vtables, incomplete) = completing(image, shape, vtables, completions);
         let births = births::find(image, shape, &vtables);
         let born: BTreeSet<u64> = births.iter().map(|birth| birth.vtable).collect();

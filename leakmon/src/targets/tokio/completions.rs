@@ -2,7 +2,8 @@
 //!
 //! In: an image with task vtables. Out: completion sites, and which of the functions lead to one. Source:
 //! `State::transition_to_complete` in tokio's `runtime/task/state.rs`: `fetch_xor(RUNNING | COMPLETE)` with the result used, on
-//! the word with which `Header` begins. Before 1.10, `Harness::complete` in `runtime/task/harness.rs`.
+//! the word with which `Header` begins. Before 1.10, `Harness::complete` in `runtime/task/harness.rs`, and what it calls at its end where
+//! it was inlined: `State::transition_to_terminal`.
 
 use super::super::{
     code::{self, Function},
@@ -38,6 +39,26 @@ pub(super) struct Completions {
     functions: BTreeSet<u64>,
 }
 
+impl Completions {
+    /// Adds the entries of `State::transition_to_terminal`, where one of the functions at `starts` comes to it other than through a known
+    /// `complete`: that one was inlined there. What was seen to complete is none of the live tasks when it gets there. Only symbols tell.
+    pub(super) fn add_terminals(&mut self, image: &Image<'_>, mut starts: impl Iterator<Item = u64>) {
+        let symbols = image.symbols.iter().filter(|symbol| is_terminal(symbol.name));
+        let terminals: BTreeMap<u64, ProbeSite> = symbols
+            .filter_map(|symbol| Some((symbol.address, argument_site(image, symbol.address)?)))
+            .collect();
+        let goals = terminals.keys().copied().collect();
+        let mut reach = Reach {
+            barriers: self.functions.clone(),
+            ..Reach::to(image, &goals)
+        };
+        if starts.any(|start| reach.completes(start)) {
+            self.functions.extend(&goals);
+            self.sites.extend(terminals.into_values().map(released));
+        }
+    }
+}
+
 /// Finds the sites of one way of completing.
 pub(super) fn find(image: &Image<'_>, completion: Completion) -> Completions {
     match completion {
@@ -50,15 +71,22 @@ pub(super) fn find(image: &Image<'_>, completion: Completion) -> Completions {
 pub(super) struct Reach<'a> {
     image: &'a Image<'a>,
     goals: &'a BTreeSet<u64>,
+    /// Functions that are not looked into.
+    barriers: BTreeSet<u64>,
     callees: BTreeMap<u64, Vec<u64>>,
 }
 
 impl<'a> Reach<'a> {
     /// Nothing is known yet.
     pub(super) fn new(image: &'a Image<'a>, completions: &'a Completions) -> Self {
+        Self::to(image, &completions.functions)
+    }
+
+    fn to(image: &'a Image<'a>, goals: &'a BTreeSet<u64>) -> Self {
         Self {
             image,
-            goals: &completions.functions,
+            goals,
+            barriers: BTreeSet::new(),
             callees: BTreeMap::new(),
         }
     }
@@ -81,7 +109,7 @@ impl<'a> Reach<'a> {
                     Function::around(image, address).map_or_else(Vec::new, |function| function.named(image))
                 });
                 for callee in callees {
-                    if seen.len() < REACH_FUNCTIONS_MAX && seen.insert(*callee) {
+                    if seen.len() < REACH_FUNCTIONS_MAX && !self.barriers.contains(callee) && seen.insert(*callee) {
                         next.push(*callee);
                     }
                 }
@@ -115,12 +143,15 @@ fn harnesses(image: &Image<'_>) -> Completions {
 /// Where tasks are freed: the entries of these functions, whose first argument is the task.
 pub(super) fn freeing(image: &Image<'_>, functions: &BTreeSet<u64>) -> Vec<ProbeSite> {
     let sites = functions.iter().filter_map(|function| argument_site(image, *function));
-    sites
-        .map(|site| ProbeSite {
-            role: Role::Freed,
-            ..site
-        })
-        .collect()
+    sites.map(released).collect()
+}
+
+/// The site, where a task that has completed may come as well as one that has not.
+fn released(site: ProbeSite) -> ProbeSite {
+    ProbeSite {
+        role: Role::Freed,
+        ..site
+    }
 }
 
 /// `Harness<T,S>::complete`, legacy or v0, and none of its closures.
@@ -129,6 +160,14 @@ fn is_harness_complete(name: &[u8]) -> bool {
     let legacy = name.starts_with(b"_ZN") && contains(b"8complete17h");
     let v0 = (name.starts_with(b"_RNv") || name.starts_with(b"_RINv")) && contains(b"8complete");
     contains(b"4task7harness") && (legacy || v0)
+}
+
+/// `State::transition_to_terminal`, legacy or v0, and neither its closures nor the `SchedulerView`'s function of that name.
+fn is_terminal(name: &[u8]) -> bool {
+    let contains = |part: &[u8]| name.windows(part.len()).any(|window| window == part);
+    let legacy = name.starts_with(b"_ZN") && contains(b"5State22transition_to_terminal17h");
+    let v0 = name.starts_with(b"_RNv") && contains(b"5State22transition_to_terminal");
+    contains(b"4task5state") && (legacy || v0)
 }
 
 fn transitions(image: &Image<'_>) -> Completions {
@@ -337,6 +376,64 @@ mod tests {
             b"",
         ] {
             assert_eq!(sites(code), [], "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn where_complete_was_inlined_what_it_calls_at_its_end_is_a_site_too() {
+        // Sixteen bytes each: poll calls complete, shutdown (complete inlined) calls terminal, complete calls terminal, terminal returns.
+        let [poll, shutdown, complete, terminal] = [ADDRESS, ADDRESS + 16, ADDRESS + 32, ADDRESS + 48];
+        let call = |from: u64, to: u64| {
+            let mut code = vec![0xe8];
+            code.extend_from_slice(&(to.wrapping_sub(from + 5) as u32).to_le_bytes());
+            code.resize(16, 0xc3);
+            code
+        };
+        let pushes = [0x53, 0xc3].iter().copied().chain([0x90; 14]);
+        let code: Vec<u8> = [call(poll, complete), call(shutdown, terminal), call(complete, terminal)]
+            .concat()
+            .into_iter()
+            .chain(pushes)
+            .collect();
+        let functions = (0..4).map(|index| ADDRESS + 16 * index..ADDRESS + 16 * (index + 1));
+        let mut image = Image::of_code(ADDRESS, &code, &[]).with_functions(functions);
+        let symbol = |address: u64, name: &'static [u8]| super::super::super::image::FunctionSymbol { address, name };
+        image.symbols = vec![
+            symbol(
+                complete,
+                b"_ZN5tokio7runtime4task7harness20Harness$LT$T$C$S$GT$8complete17h0123456789abcdefE",
+            ),
+            symbol(
+                terminal,
+                b"_ZN5tokio7runtime4task5state5State22transition_to_terminal17h0123456789abcdefE",
+            ),
+        ];
+        for (starts, expected) in [
+            (&[poll][..], &[(complete, Role::End)][..]),
+            (&[poll, shutdown], &[(complete, Role::End), (terminal, Role::Freed)]),
+            (&[], &[(complete, Role::End)]),
+        ] {
+            let mut completions = harnesses(&image);
+            completions.add_terminals(&image, starts.iter().copied());
+            let sites: Vec<_> = completions.sites.iter().map(|site| (site.address, site.role)).collect();
+            assert_eq!(sites, expected, "from {starts:x?}");
+            let mut reach = Reach::new(&image, &completions);
+            assert_eq!(reach.completes(shutdown), expected.len() == 2);
+            assert!(reach.completes(poll));
+        }
+    }
+
+    #[test]
+    fn neither_closures_nor_the_function_of_the_same_name_are_terminal() {
+        for (name, expected) in [
+            (&b"_ZN5tokio7runtime4task5state5State22transition_to_terminal17h0123456789abcdefE"[..], true),
+            (b"_RNvMNtNtNtNtCs1_5tokio7runtime4task5stateNtB2_5State22transition_to_terminal", true),
+            (b"_ZN5tokio7runtime4task5state5State22transition_to_terminal28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE", false),
+            (b"_RNCNvMNtNtNtNtCs1_5tokio7runtime4task5stateNtB4_5State22transition_to_terminal0B8_", false),
+            (b"_ZN5tokio7runtime4task7harness26SchedulerView$LT$C$C$S$GT$22transition_to_terminal17h0123456789abcdefE", false),
+            (b"_ZN5tokio7runtime4task5state5State22transition_to_complete17h0123456789abcdefE", false),
+        ] {
+            assert_eq!(is_terminal(name), expected, "{}", String::from_utf8_lossy(name));
         }
     }
 
