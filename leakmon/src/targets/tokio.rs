@@ -55,7 +55,8 @@ pub(super) fn find(image: &Image<'_>) -> Finding {
         };
         if shape.completion == Completion::Harness {
             let functions = |vtable: &Vtable| shape.completing().map(|index| vtable.functions[index]);
-            completions.add_terminals(image, vtables.iter().flat_map(functions));
+            let starts: Vec<u64> = vtables.iter().flat_map(functions).collect();
+            completions.add_inlined(image, &starts);
         }
         let (vtables, incomplete) = completing(image, shape, vtables, completions);
         let births = births::find(image, shape, &vtables);

@@ -1,7 +1,7 @@
 //! What a task costs more in every build of the program that only spawns: under leakmon, and under a bpftrace script.
 //!
 //! In: builds of that victim. Out: a table, one row a build. What bpftrace costs hangs on the first instruction of the functions that it
-//! probes: a `push` the kernel emulates, a `sub` of an unoptimised build it steps over. As in [`super::tasks`] the configurations take
+//! probes: a `push` the kernel emulates, a `sub` of an unoptimised build it steps over; and only with frame pointers are its stacks whole. As in [`super::tasks`] the configurations take
 //! turns, and each is compared with what ran alone in its own round.
 
 use super::{
@@ -19,8 +19,9 @@ use anyhow::{Context as _, Result, bail};
 use std::{fmt::Write as _, path::Path};
 
 /// The builds, and what the table calls them.
-const BUILDS: [(&str, Build); 4] = [
+const BUILDS: [(&str, Build); 5] = [
     ("release", Build::Release),
+    ("release, frame pointers", Build::FramePointers),
     ("fat LTO, one unit", Build::Fat),
     ("fat LTO, `opt-level=\"z\"`", Build::Z),
     ("dev", Build::Dev),

@@ -98,8 +98,6 @@ impl Variant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expectation {
     Exact,
-    /// Exact, or partial with the reason.
-    Honest,
     /// Refused with the reason.
     Refused,
 }
@@ -146,10 +144,10 @@ impl Combination {
 
     pub(super) fn expectation(&self) -> Expectation {
         // Before 1.10 only a symbol tells where a task ends, and in dev always.
-        match (self.stripped, self.minor() < 10, self.profile) {
-            (true, true, _) | (true, _, Profile::Dev) => Expectation::Refused,
-            (false, true, _) => Expectation::Honest,
-            _ => Expectation::Exact,
+        if self.stripped && (self.minor() < 10 || self.profile == Profile::Dev) {
+            Expectation::Refused
+        } else {
+            Expectation::Exact
         }
     }
 }
@@ -179,7 +177,7 @@ pub(super) fn all() -> Vec<Combination> {
         }
     }
     for tokio in OLD {
-        for profile in [Profile::Release, Profile::Dev, Profile::Fat] {
+        for profile in Profile::ALL {
             found.push(Combination::new(tokio, profile, Variant::Plain, false));
         }
         found.push(Combination::new(tokio, Profile::Release, Variant::Plain, true));
@@ -214,7 +212,7 @@ mod tests {
             ("1.10.1-fat-stripped", Expectation::Exact),
             ("1.54.1-dev-stripped", Expectation::Refused),
             ("1.8.5-release-stripped", Expectation::Refused),
-            ("1.8.5-release", Expectation::Honest),
+            ("1.8.5-release", Expectation::Exact),
             ("1.54.1-dev", Expectation::Exact),
         ] {
             let combination = all().into_iter().find(|combination| combination.name == name);

@@ -68,7 +68,6 @@ impl Outcome {
     pub(super) fn is_as_expected(&self) -> bool {
         match (self.combination.expectation(), &self.verdict) {
             (Expectation::Exact, Verdict::Exact { reason: None, .. }) => true,
-            (Expectation::Honest, Verdict::Exact { .. } | Verdict::Partial { .. }) => true,
             (expectation, Verdict::Refused(_)) => expectation == Expectation::Refused,
             _ => false,
         }

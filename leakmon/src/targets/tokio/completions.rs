@@ -2,8 +2,10 @@
 //!
 //! In: an image with task vtables. Out: completion sites, and which of the functions lead to one. Source:
 //! `State::transition_to_complete` in tokio's `runtime/task/state.rs`: `fetch_xor(RUNNING | COMPLETE)` with the result used, on
-//! the word with which `Header` begins. Before 1.10, `Harness::complete` in `runtime/task/harness.rs`, and what it calls at its end where
-//! it was inlined: `State::transition_to_terminal`.
+//! the word with which `Header` begins. Before 1.10, `Harness::complete` in `runtime/task/harness.rs`, and what is left of it where it was
+//! inlined.
+
+mod inlined;
 
 use super::super::{
     code::{self, Function},
@@ -16,10 +18,8 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use leakmon_ebpf::abi::{Condition, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// `RUNNING | COMPLETE`.
-const DELTA: u64 = 3;
-/// The xor is at most so many instructions before the exchange.
-const XOR_DISTANCE_MAX: usize = 4;
+/// The update is at most so many instructions before the exchange.
+const UPDATE_DISTANCE_MAX: usize = 4;
 /// Functions with an exchange that are decoded; hostile code may consist of nothing else.
 const EXCHANGES_MAX: usize = 1 << 18;
 /// Calls within calls that are looked into for a returned argument.
@@ -30,6 +30,38 @@ const REACH_DEPTH_MAX: usize = 8;
 /// Functions looked at for one vtable's function; in dev the futures' own code is among them.
 const REACH_FUNCTIONS_MAX: usize = 1 << 12;
 
+/// What becomes of the state word before it is exchanged, on a register, by a sign-extended byte (REX, 83 /n, ib).
+struct Update {
+    mnemonic: Mnemonic,
+    /// The ModRM byte without the register.
+    modrm: u8,
+    operand: u64,
+}
+
+/// `RUNNING | COMPLETE` change sides.
+const FLIP: Update = Update {
+    mnemonic: Mnemonic::Xor,
+    modrm: 0xf0,
+    operand: 3,
+};
+
+impl Update {
+    /// Whether this may be the update, by its bytes.
+    fn is_within(&self, bytes: &[u8]) -> bool {
+        let operand = self.operand as u8;
+        bytes
+            .windows(3)
+            .any(|bytes| bytes[0] == 0x83 && bytes[1] & 0xf8 == self.modrm && bytes[2] == operand)
+    }
+
+    fn is(&self, instruction: &Instruction, register: Register) -> bool {
+        instruction.mnemonic() == self.mnemonic
+            && instruction.op0_register() == register
+            && matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64)
+            && instruction.immediate(1) == self.operand
+    }
+}
+
 /// The completion sites of an image.
 #[derive(Debug, Default)]
 pub(super) struct Completions {
@@ -37,26 +69,6 @@ pub(super) struct Completions {
     pub(super) sites: Vec<ProbeSite>,
     /// Start addresses of the functions that have them.
     functions: BTreeSet<u64>,
-}
-
-impl Completions {
-    /// Adds the entries of `State::transition_to_terminal`, where one of the functions at `starts` comes to it other than through a known
-    /// `complete`: that one was inlined there. What was seen to complete is none of the live tasks when it gets there. Only symbols tell.
-    pub(super) fn add_terminals(&mut self, image: &Image<'_>, mut starts: impl Iterator<Item = u64>) {
-        let symbols = image.symbols.iter().filter(|symbol| is_terminal(symbol.name));
-        let terminals: BTreeMap<u64, ProbeSite> = symbols
-            .filter_map(|symbol| Some((symbol.address, argument_site(image, symbol.address)?)))
-            .collect();
-        let goals = terminals.keys().copied().collect();
-        let mut reach = Reach {
-            barriers: self.functions.clone(),
-            ..Reach::to(image, &goals)
-        };
-        if starts.any(|start| reach.completes(start)) {
-            self.functions.extend(&goals);
-            self.sites.extend(terminals.into_values().map(released));
-        }
-    }
 }
 
 /// Finds the sites of one way of completing.
@@ -162,22 +174,14 @@ fn is_harness_complete(name: &[u8]) -> bool {
     contains(b"4task7harness") && (legacy || v0)
 }
 
-/// `State::transition_to_terminal`, legacy or v0, and neither its closures nor the `SchedulerView`'s function of that name.
-fn is_terminal(name: &[u8]) -> bool {
-    let contains = |part: &[u8]| name.windows(part.len()).any(|window| window == part);
-    let legacy = name.starts_with(b"_ZN") && contains(b"5State22transition_to_terminal17h");
-    let v0 = name.starts_with(b"_RNv") && contains(b"5State22transition_to_terminal");
-    contains(b"4task5state") && (legacy || v0)
-}
-
 fn transitions(image: &Image<'_>) -> Completions {
     let mut sites = BTreeMap::new();
     let mut covered = BTreeSet::new();
-    for start in functions_with_exchange(image) {
+    for start in functions_with_exchange(image, &FLIP) {
         let Some(function) = Function::around(image, start) else {
             continue;
         };
-        for site in exchange_sites(image, &function) {
+        for site in exchange_sites(image, &function, &[&FLIP]) {
             covered.insert(start);
             sites.insert(site.address, site);
         }
@@ -202,10 +206,10 @@ fn is_transition(name: &[u8]) -> bool {
     contains(b"22transition_to_complete") && contains(b"5State")
 }
 
-/// Start addresses of the functions that have `lock cmpxchg` (F0, REX, 0F B1) close behind what may be `xor reg, 3` (REX, 83 /6, 3).
-fn functions_with_exchange(image: &Image<'_>) -> BTreeSet<u64> {
+/// Start addresses of the functions that have `lock cmpxchg` (F0, REX, 0F B1) close behind what may be an update.
+fn functions_with_exchange(image: &Image<'_>, update: &Update) -> BTreeSet<u64> {
     /// Instructions are at most 15 bytes long.
-    const LOOKED_BACK_BYTES: usize = XOR_DISTANCE_MAX * 15;
+    const LOOKED_BACK_BYTES: usize = UPDATE_DISTANCE_MAX * 15;
     let mut found = BTreeSet::new();
     for segment in image.segments.iter().filter(|segment| segment.executable) {
         for (index, window) in segment.data.windows(4).enumerate() {
@@ -213,10 +217,9 @@ fn functions_with_exchange(image: &Image<'_>) -> BTreeSet<u64> {
                 continue;
             }
             let before = &segment.data[index.saturating_sub(LOOKED_BACK_BYTES)..index];
-            let flips = before
-                .windows(3)
-                .any(|bytes| matches!(*bytes, [0x83, 0xf0..=0xf7, flipped] if u64::from(flipped) == DELTA));
-            if flips && let Some(function) = image.function(segment.address + index as u64) {
+            if update.is_within(before)
+                && let Some(function) = image.function(segment.address + index as u64)
+            {
                 found.insert(function.start);
                 if found.len() >= EXCHANGES_MAX {
                     return found;
@@ -227,16 +230,16 @@ fn functions_with_exchange(image: &Image<'_>) -> BTreeSet<u64> {
     found
 }
 
-/// `xor r, 3` · `lock cmpxchg [base], r` · `jne`: at the branch the zero flag says whether this try succeeded.
-fn exchange_sites(image: &Image<'_>, function: &Function) -> Vec<ProbeSite> {
+/// Updates of `r` · `lock cmpxchg [base], r` · `jne`: at the branch the zero flag says whether this try succeeded.
+fn exchange_sites(image: &Image<'_>, function: &Function, updates: &[&Update]) -> Vec<ProbeSite> {
     let code = &function.instructions;
     let exchanges = code.iter().enumerate().filter(|(_, exchange)| is_exchange(exchange));
-    let flipping = exchanges.filter(|(index, exchange)| {
-        code[index.saturating_sub(XOR_DISTANCE_MAX)..*index]
-            .iter()
-            .any(|xor| flips(xor, exchange.op1_register()))
+    let updating = exchanges.filter(|(index, exchange)| {
+        let before = &code[index.saturating_sub(UPDATE_DISTANCE_MAX)..*index];
+        let is_there = |update: &&Update| before.iter().any(|other| update.is(other, exchange.op1_register()));
+        updates.iter().all(is_there)
     });
-    flipping
+    updating
         .filter_map(|(index, exchange)| {
             let branch = code.get(index + 1).filter(|branch| code::is_zero_branch(branch))?;
             let base = code::number(exchange.memory_base())?;
@@ -253,13 +256,6 @@ fn is_exchange(instruction: &Instruction) -> bool {
         && instruction.memory_index() == Register::None
         && !matches!(instruction.memory_base(), Register::RSP | Register::RIP)
         && instruction.segment_prefix() == Register::None
-}
-
-fn flips(instruction: &Instruction, register: Register) -> bool {
-    instruction.mnemonic() == Mnemonic::Xor
-        && instruction.op0_register() == register
-        && matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64)
-        && instruction.immediate(1) == DELTA
 }
 
 /// The first cheap instruction of a function at which its argument is in a register, before it branches.
@@ -376,64 +372,6 @@ mod tests {
             b"",
         ] {
             assert_eq!(sites(code), [], "{code:x?}");
-        }
-    }
-
-    #[test]
-    fn where_complete_was_inlined_what_it_calls_at_its_end_is_a_site_too() {
-        // Sixteen bytes each: poll calls complete, shutdown (complete inlined) calls terminal, complete calls terminal, terminal returns.
-        let [poll, shutdown, complete, terminal] = [ADDRESS, ADDRESS + 16, ADDRESS + 32, ADDRESS + 48];
-        let call = |from: u64, to: u64| {
-            let mut code = vec![0xe8];
-            code.extend_from_slice(&(to.wrapping_sub(from + 5) as u32).to_le_bytes());
-            code.resize(16, 0xc3);
-            code
-        };
-        let pushes = [0x53, 0xc3].iter().copied().chain([0x90; 14]);
-        let code: Vec<u8> = [call(poll, complete), call(shutdown, terminal), call(complete, terminal)]
-            .concat()
-            .into_iter()
-            .chain(pushes)
-            .collect();
-        let functions = (0..4).map(|index| ADDRESS + 16 * index..ADDRESS + 16 * (index + 1));
-        let mut image = Image::of_code(ADDRESS, &code, &[]).with_functions(functions);
-        let symbol = |address: u64, name: &'static [u8]| super::super::super::image::FunctionSymbol { address, name };
-        image.symbols = vec![
-            symbol(
-                complete,
-                b"_ZN5tokio7runtime4task7harness20Harness$LT$T$C$S$GT$8complete17h0123456789abcdefE",
-            ),
-            symbol(
-                terminal,
-                b"_ZN5tokio7runtime4task5state5State22transition_to_terminal17h0123456789abcdefE",
-            ),
-        ];
-        for (starts, expected) in [
-            (&[poll][..], &[(complete, Role::End)][..]),
-            (&[poll, shutdown], &[(complete, Role::End), (terminal, Role::Freed)]),
-            (&[], &[(complete, Role::End)]),
-        ] {
-            let mut completions = harnesses(&image);
-            completions.add_terminals(&image, starts.iter().copied());
-            let sites: Vec<_> = completions.sites.iter().map(|site| (site.address, site.role)).collect();
-            assert_eq!(sites, expected, "from {starts:x?}");
-            let mut reach = Reach::new(&image, &completions);
-            assert_eq!(reach.completes(shutdown), expected.len() == 2);
-            assert!(reach.completes(poll));
-        }
-    }
-
-    #[test]
-    fn neither_closures_nor_the_function_of_the_same_name_are_terminal() {
-        for (name, expected) in [
-            (&b"_ZN5tokio7runtime4task5state5State22transition_to_terminal17h0123456789abcdefE"[..], true),
-            (b"_RNvMNtNtNtNtCs1_5tokio7runtime4task5stateNtB2_5State22transition_to_terminal", true),
-            (b"_ZN5tokio7runtime4task5state5State22transition_to_terminal28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE", false),
-            (b"_RNCNvMNtNtNtNtCs1_5tokio7runtime4task5stateNtB4_5State22transition_to_terminal0B8_", false),
-            (b"_ZN5tokio7runtime4task7harness26SchedulerView$LT$C$C$S$GT$22transition_to_terminal17h0123456789abcdefE", false),
-            (b"_ZN5tokio7runtime4task5state5State22transition_to_complete17h0123456789abcdefE", false),
-        ] {
-            assert_eq!(is_terminal(name), expected, "{}", String::from_utf8_lossy(name));
         }
     }
 
