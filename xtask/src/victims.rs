@@ -77,6 +77,7 @@ edition = "2024"
 publish = false
 
 [dependencies]
+nix = { version = "0.31", features = ["time"] }
 serde_json = "1"
 tokio = { version = "1", features = ["rt-multi-thread", "net", "io-util", "sync", "macros", "time"] }
 
