@@ -2,11 +2,10 @@
 //!
 //! In: what is to be watched. Out: reports, and snapshots for HTTP. Events, the kernel's counters and resolved names come
 //! together here and nowhere else; `run`, `attach` and `daemon` differ only in what ends the loop. It waits for
-//! nobody: probes are attached and symbols resolved on other threads, requests are answered from snapshots.
+//! nobody: symbols are resolved on another thread, requests are answered from snapshots.
 
 mod arrivals;
 mod assembly;
-mod attaching;
 mod discovery;
 mod first_sight;
 mod hold;
@@ -63,7 +62,7 @@ use std::{
 };
 use threads::EarlierThreads;
 use timeline::Timeline;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use unwinding::{Finished, Unwinding};
 
 /// How often the counters are read while nothing is published.
@@ -79,12 +78,6 @@ const AT_FIRST: Duration = Duration::from_secs(120);
 
 /// How long the last report waits for names; what is not resolved by then is shown by image and offset.
 const NAMES_WAIT: Duration = Duration::from_secs(60);
-
-/// What the loop does by the clock.
-struct Clocks {
-    tick: Interval,
-    beat: Interval,
-}
 
 /// Watches images and processes.
 pub struct Observer {
@@ -194,53 +187,35 @@ impl Observer {
     /// `None` in the latter case.
     pub async fn observe<T>(&mut self, until_all_gone: bool, until: impl Future<Output = T>) -> Option<T> {
         let mut until = pin!(until);
-        let mut clocks = self.clocks();
+        let mut tick = interval(self.publisher.as_ref().map_or(TICK, |publisher| publisher.interval));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat = interval(self.pulse.as_ref().map_or(TICK, Pulse::interval));
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 outcome = &mut until => return Some(outcome),
-                () = self.turn(&mut clocks) => {}
+                _ = beat.tick() => self.pulse.iter().for_each(Pulse::beat),
+                () = self.names.replied() => {}
+                reading = self.inspection.replied() => self.take_reading(reading),
+                finished = self.unwinding.built() => self.place_table(finished),
+                found = self.arrivals.found() => self.take_found(found),
+                answer = FirstSight::answered(&mut self.first_sight) => self.take_answer(answer),
+                _ = tick.tick() => {
+                    self.tick();
+                    self.publish();
+                }
+                ready = self.ring.readable() => {
+                    if ready.is_ok() {
+                        self.drain();
+                    }
+                }
             }
+            self.let_go();
+            self.attach_arrived();
             if until_all_gone && self.live.targets().all(|(_, target)| target.exited_ns.is_some()) {
                 return None;
             }
-        }
-    }
-
-    /// One turn of the loop: waits for whatever comes next, and deals with it. Safe to drop half-way.
-    async fn turn(&mut self, clocks: &mut Clocks) {
-        tokio::select! {
-            biased;
-            _ = clocks.beat.tick() => self.pulse.iter().for_each(Pulse::beat),
-            () = self.names.replied() => {}
-            reading = self.inspection.replied() => self.take_reading(reading),
-            finished = self.unwinding.built() => self.place_table(finished),
-            outcome = self.kernel.outcome() => self.take_attached(outcome),
-            found = self.arrivals.found() => self.take_found(found),
-            answer = FirstSight::answered(&mut self.first_sight) => self.take_answer(answer),
-            _ = clocks.tick.tick() => {
-                self.tick();
-                self.publish();
-            }
-            ready = self.ring.readable() => {
-                if ready.is_ok() {
-                    self.drain();
-                }
-            }
-        }
-        self.let_go();
-        self.attach_arrived();
-    }
-
-    fn clocks(&self) -> Clocks {
-        let every = |period| {
-            let mut clock = interval(period);
-            clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            clock
-        };
-        Clocks {
-            tick: every(self.publisher.as_ref().map_or(TICK, |publisher| publisher.interval)),
-            beat: every(self.pulse.as_ref().map_or(TICK, Pulse::interval)),
         }
     }
 
@@ -479,7 +454,6 @@ impl Observer {
     /// Ends the observation; the probes stay until the returned handle goes, and longer where they are pinned.
     #[must_use]
     pub fn into_kernel(mut self) -> Kernel {
-        self.stop_attaching();
         if self.kernel.is_pinned() {
             return self.kernel;
         }

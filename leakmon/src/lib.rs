@@ -20,9 +20,8 @@
 //! 5. [`export`] makes a table, JSON, folded stacks or Prometheus text from one [`export::report::Report`].
 //!
 //! [`daemon`] is the loop and the owner of what is counted. Its search for processes (`daemon/discovery.rs`) is a second loop, on
-//! a thread of its own with its own table of files, which hands over what it finds. Probes are attached on another thread
-//! (`kernel/attaching.rs`), since the kernel may take half a minute for an image; `daemon/attaching.rs` has what waits for it.
-//! `run`, `attach` and `daemon` (in [`commands`]) differ in what ends it.
+//! a thread of its own with its own table of files, which hands over what it finds. `run`, `attach` and `daemon` (in [`commands`]) differ
+//! in what ends it.
 //!
 //! # Code map
 //!
@@ -39,7 +38,6 @@
 //! | [`symbols`] | addresses to names, the location, the callsite's id | counts |
 //! | [`export`] | one file an output format; `http` only routes | where a report came from |
 //! | [`daemon`] | the loop; `daemon/assembly.rs` makes the report | the command line |
-//! | `daemon/attaching.rs` | images whose probes are being attached | how they are |
 //! | `daemon/discovery.rs` | the search for processes, on its own thread | what is attached or counted |
 //! | [`privileges`] | the daemon's rights: what each is for, giving up the others | BPF |
 //! | [`outbound`] | requests to other servers, bounded in time and size | what they are for |
@@ -57,8 +55,8 @@
 //! 3. Every queue, table and cache has a stated bound, a counter for what it refused, and a test at the bound.
 //! 4. A site is attached only if the image's bytes there are the expected instruction; leakmon never guesses an offset.
 //! 5. leakmon never writes into a watched process's memory and never stops it; only `run` holds its own command and
-//!    that one's descendants: at their exec until their program is analysed and its probes are attached, at their entry point
-//!    until its unwind tables are loaded, and never longer than five seconds; than a minute where the kernel keeps probes waiting.
+//!    that one's descendants: at their exec until their program is analysed, at their entry point until its unwind tables are
+//!    loaded, and never longer than five seconds.
 //! 6. Names from a watched binary are untrusted: bounded in `symbols`, escaped in `export`.
 //! 7. Everything runtime- or version-specific is a row in a table under `targets`, with the source it came from.
 //!

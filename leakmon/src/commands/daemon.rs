@@ -76,7 +76,8 @@ pub(super) async fn execute(args: DaemonArgs) -> anyhow::Result<Exit> {
     };
     let mut wake = observer.observe(false, signals.next()).await;
     while let Some(Wake::Reload) = wake {
-        wake = settled.go_on(&mut observer, &mut signals).await;
+        settled.reload(&mut observer).await;
+        wake = observer.observe(false, signals.next()).await;
     }
     supervision::stopping();
     drop(stop);
@@ -173,15 +174,6 @@ struct Settled {
 }
 
 impl Settled {
-    /// Observes with the configuration as it is now, until the next signal: that may come before the probes that are new.
-    async fn go_on(&mut self, observer: &mut Observer, signals: &mut Signals) -> Option<Wake> {
-        tokio::select! {
-            () = self.reload(observer) => {}
-            sooner = signals.next() => return Some(sooner),
-        }
-        observer.observe(false, signals.next()).await
-    }
-
     /// Reads the configuration again. One that is wrong changes nothing.
     async fn reload(&mut self, observer: &mut Observer) {
         supervision::reloading();

@@ -59,7 +59,7 @@ pub(super) async fn execute(args: RunArgs) -> anyhow::Result<Exit> {
     };
     let mut observer = observation::observer(&args.observe, analyst)?;
     if let Some((plan, file)) = found {
-        observer.add_image(plan, file, false).await?;
+        observer.add_image(plan, file, false)?;
     }
     observer.hold_descendants()?;
     let mut signals = listen()?;

@@ -7,12 +7,12 @@
 use super::{
     Observer,
     discovery::{Counts, Discovery, Found},
-    images::{Image, Purpose},
+    images::Image,
 };
 use crate::{
     kernel::{
         clock::{monotonic_ns, monotonic_of_boot},
-        page_cache,
+        detach, page_cache,
     },
     targets::{identity::FileKey, plan::ProbePlan, processes, rules::Rules},
 };
@@ -33,7 +33,7 @@ const TABLE_WAIT: Duration = Duration::from_secs(2);
 /// How long the observation waits for the first look at all processes; what is found later is watched from then on.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(20);
 
-/// Images that wait; beyond it they are attached at once, and no more are taken before.
+/// Images that wait; beyond it they are attached at once.
 const ARRIVALS_MAX: usize = 64;
 
 /// How often targets whose end nobody told are looked for.
@@ -85,11 +85,11 @@ impl Arrivals {
             .map_or_else(T::default, |discovery| read(&discovery.counts))
     }
 
-    /// The next thing that was found. Waits for ever where nothing is searched, or too much waits to be attached. Safe to drop half-way.
+    /// The next thing that was found. Waits for ever where nothing is searched. Safe to drop half-way.
     pub(super) async fn found(&mut self) -> Option<Found> {
         match &mut self.discovery {
-            Some(discovery) if self.waiting.len() <= ARRIVALS_MAX => discovery.found().await,
-            _ => std::future::pending().await,
+            Some(discovery) => discovery.found().await,
+            None => std::future::pending().await,
         }
     }
 }
@@ -112,11 +112,10 @@ impl Observer {
     /// Waits, within a bound, until all processes that there were at the start have been looked at and their images are attached.
     pub async fn first_look(&mut self) {
         let looked = async {
-            while !(self.arrivals.complete && self.arrivals.waiting.is_empty() && self.images.attaching().is_empty()) {
+            while !(self.arrivals.complete && self.arrivals.waiting.is_empty()) {
                 tokio::select! {
                     found = self.arrivals.found() => self.take_found(found),
                     finished = self.unwinding.built() => self.place_table(finished),
-                    outcome = self.kernel.outcome() => self.take_attached(outcome),
                     () = tokio::time::sleep(TABLE_WAIT), if !self.arrivals.waiting.is_empty() => {}
                 }
                 self.attach_arrived();
@@ -185,18 +184,14 @@ impl Observer {
         found.map(|(number, _)| number)
     }
 
-    /// Has the images attached whose tables are there, or have been waited for long enough, as far as there is room.
+    /// Attaches the images whose tables are there, or have been waited for long enough.
     pub(super) fn attach_arrived(&mut self) {
         let complete = self.unwinding.is_complete();
         let too_many = self.arrivals.waiting.len() > ARRIVALS_MAX;
         let ready = |arrival: &Arrival| complete || too_many || arrival.since.elapsed() >= TABLE_WAIT;
-        let (ready, waiting): (Vec<_>, _) = std::mem::take(&mut self.arrivals.waiting).into_iter().partition(ready);
+        let (ready, waiting) = std::mem::take(&mut self.arrivals.waiting).into_iter().partition(ready);
         self.arrivals.waiting = waiting;
         for arrival in ready {
-            if !self.kernel.can_attach() {
-                self.arrivals.waiting.push(arrival);
-                continue;
-            }
             let Arrival {
                 plan, file, key, tgids, ..
             } = arrival;
@@ -214,25 +209,13 @@ impl Observer {
                     }
                 }
                 Err(error) => {
-                    self.refuse_image(tgids, &error);
+                    tracing::warn!("{error:#}");
+                    self.arrivals.images_refused += 1;
+                    for tgid in tgids {
+                        self.processes.refuse(tgid, format!("{error:#}"));
+                    }
                 }
             }
-        }
-    }
-
-    fn refuse_image(&mut self, tgids: Vec<u32>, error: &anyhow::Error) {
-        tracing::warn!("{error:#}");
-        self.arrivals.images_refused += 1;
-        for tgid in tgids {
-            self.processes.refuse(tgid, format!("{error:#}"));
-        }
-    }
-
-    /// An image that was found is attached, or can't be: its processes are targets now.
-    pub(super) fn take_in(&mut self, number: u32, tgids: Vec<u32>, outcome: anyhow::Result<()>) {
-        match outcome {
-            Ok(()) => tgids.into_iter().for_each(|tgid| self.join_image(tgid, number)),
-            Err(error) => self.refuse_image(tgids, &error),
         }
     }
 
@@ -240,10 +223,12 @@ impl Observer {
         if self.images.next_number().is_none() {
             self.retire_unused(|_| true);
         }
-        self.order_image(plan, file, true, Purpose::Found(Vec::new()))
+        let number = self.add_image(plan, file, true)?;
+        self.images.set_found(number);
+        Ok(number)
     }
 
-    /// A wanted process maps a known image: it is a target before its first hit, once all probes are there.
+    /// A wanted process maps a known image: it is a target before its first hit.
     fn join(&mut self, tgid: u32, key: FileKey) {
         if let Some(arrival) = self.arrivals.waiting.iter_mut().find(|arrival| arrival.key == key) {
             arrival.tgids.push(tgid);
@@ -252,13 +237,6 @@ impl Observer {
         let Some((number, _)) = self.images.find_file(key.device, key.inode) else {
             return;
         };
-        match self.images.waiting_for(number) {
-            Some(tgids) => tgids.push(tgid),
-            None => self.join_image(tgid, number),
-        }
-    }
-
-    fn join_image(&mut self, tgid: u32, number: u32) {
         if !processes::lives(tgid) {
             return;
         }
@@ -324,9 +302,7 @@ impl Observer {
         let unused: Vec<u32> = self
             .images
             .numbers()
-            .filter(|(number, image)| {
-                !image.is_named && !image.is_attaching() && !used.contains(number) && which(image)
-            })
+            .filter(|(number, image)| !image.is_named && !used.contains(number) && which(image))
             .map(|(number, _)| number)
             .collect();
         for number in unused {
@@ -334,7 +310,7 @@ impl Observer {
         }
     }
 
-    /// Takes an image out of use.
+    /// Takes an image out of use. Its probes are closed on another thread, since that takes a tenth of a second each.
     fn retire(&mut self, number: u32) {
         let Some(image) = self.images.remove(number) else {
             return;
@@ -344,7 +320,9 @@ impl Observer {
                 discovery.forget(*key);
             }
         }
-        self.detach(number);
+        if let Some(links) = self.kernel.take_links(number) {
+            let _in_its_time = detach::on_thread(links);
+        }
         tracing::info!(
             "{} is not watched any more: no process runs it",
             image.plan.path.display()

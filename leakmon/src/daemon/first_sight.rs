@@ -8,7 +8,6 @@
 use super::{
     Observer,
     hold::{self, HOLD_MAX},
-    images::{Image, Purpose},
 };
 use crate::{
     analysis::Analyst,
@@ -20,7 +19,6 @@ use std::{
     collections::{HashMap, HashSet},
     os::unix::fs::MetadataExt,
     sync::mpsc::{SyncSender, sync_channel},
-    time::Duration,
 };
 use tokio::{
     sync::mpsc::{Receiver, channel},
@@ -31,9 +29,6 @@ use tokio::{
 const FILES_MAX: usize = 4096;
 /// Files that wait for their analysis.
 const QUEUE_MAX: usize = 64;
-/// How long a process stands while probes are attached to its file. It takes milliseconds as a rule, and half a minute while others on
-/// the host have many probes taken away.
-const ATTACH_MAX: Duration = Duration::from_secs(60);
 /// Targets that are remembered as having been let go too early.
 const LATE_MAX: usize = 4096;
 
@@ -41,15 +36,13 @@ const LATE_MAX: usize = 4096;
 const BYSTANDERS_MIN: usize = 64;
 
 /// Which version of which file: device, inode, time of its last change.
-pub(super) type FileKey = (u64, u64, i64, i64);
+type FileKey = (u64, u64, i64, i64);
 
 /// What became of a file's analysis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sight {
     /// It is under way.
     Asked,
-    /// Its sites are being attached.
-    Attaching,
     /// Its sites are attached.
     Attached,
     /// There is nothing in it to attach to.
@@ -130,16 +123,14 @@ impl Observer {
         let (Ok(image), Some(key)) = (opened, key) else {
             return hold::let_go(target.tgid());
         };
-        let known = self.images.of_file(image.device, image.inode);
-        let is_attaching = known.is_some_and(Image::is_attaching);
-        if known.is_some() && !is_attaching {
+        if self.images.of_file(image.device, image.inode).is_some() {
             return self.let_enter(target);
         }
         match sight.files.get(&key) {
-            Some(Sight::Asked | Sight::Attaching) => sight.standing.push((target, key, Instant::now())),
+            Some(Sight::Asked) => sight.standing.push((target, key, Instant::now())),
             Some(Sight::Attached) => self.let_enter(target),
             Some(Sight::Nothing) => hold::let_go(target.tgid()),
-            None if is_attaching || sight.files.len() >= FILES_MAX => self.go_on_unseen(target),
+            None if sight.files.len() >= FILES_MAX => self.go_on_unseen(target),
             None => match sight.questions.try_send((key, image)) {
                 Ok(()) => {
                     sight.files.insert(key, Sight::Asked);
@@ -150,38 +141,26 @@ impl Observer {
         }
     }
 
-    /// Has attached what was found in a file; where there is nothing, lets go who stands for it.
+    /// Attaches what was found in a file, and lets go who stands for it.
     pub(super) fn take_answer(&mut self, answer: Option<Answer>) {
         let Some((key, image, plan)) = answer else {
             tracing::error!("the thread that looks at new images has ended: descendants are not held any more");
             self.first_sight = None;
             return;
         };
-        match plan {
-            Ok(plan) => match self.order_image(plan, image.file, false, Purpose::Standing(key)) {
-                Ok(_) => {
-                    if let Some(sight) = &mut self.first_sight {
-                        sight.files.insert(key, Sight::Attaching);
-                    }
+        let attached = match plan {
+            Ok(plan) => match self.add_image(plan, image.file, false) {
+                Ok(_) => true,
+                Err(error) => {
+                    tracing::warn!("{error:#}");
+                    false
                 }
-                Err(error) => self.let_in(key, &Err(error)),
             },
             Err(error) => {
                 tracing::debug!("{error}");
-                self.let_standing_go(key, false);
+                false
             }
-        }
-    }
-
-    /// What a file has is attached, or can't be: lets go who stands for it.
-    pub(super) fn let_in(&mut self, key: FileKey, outcome: &anyhow::Result<()>) {
-        if let Err(error) = outcome {
-            tracing::warn!("{error:#}");
-        }
-        self.let_standing_go(key, outcome.is_ok());
-    }
-
-    fn let_standing_go(&mut self, key: FileKey, attached: bool) {
+        };
         let Some(sight) = &mut self.first_sight else {
             return;
         };
@@ -205,11 +184,7 @@ impl Observer {
         let Some(sight) = &mut self.first_sight else {
             return;
         };
-        let files = &sight.files;
-        let is_overdue = |(_, key, since): &(TargetId, FileKey, Instant)| {
-            let is_attaching = files.get(key) == Some(&Sight::Attaching);
-            since.elapsed() >= if is_attaching { ATTACH_MAX } else { HOLD_MAX }
-        };
+        let is_overdue = |standing: &(TargetId, FileKey, Instant)| standing.2.elapsed() >= HOLD_MAX;
         let (overdue, others): (Vec<_>, Vec<_>) = std::mem::take(&mut sight.standing).into_iter().partition(is_overdue);
         sight.standing = others;
         for (target, _, _) in overdue {

@@ -2,9 +2,8 @@
 //!
 //! In: plans from `targets`, attach outcomes from `kernel`. Out: what a cookie or a process's executable stands for.
 
-use super::first_sight;
 use crate::{
-    kernel::attach::Attached,
+    kernel::{attach::Attached, clock::monotonic_ns},
     memory::program::Program,
     symbols::{self, address_space::Place, image::ImageFile},
     targets::{
@@ -14,7 +13,6 @@ use crate::{
 };
 use leakmon_ebpf::abi::{Cookie, Role};
 use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::MetadataExt, sync::Arc};
-use tokio::sync::oneshot;
 
 /// Images that can be watched at once.
 pub(super) const IMAGES_MAX: usize = 1024;
@@ -26,22 +24,6 @@ const NUMBERS: u32 = Cookie::IMAGES_MAX - 1;
 /// Files by which one image is known at most: each container that runs it may mount it anew.
 const NAMES_MAX: usize = 1024;
 
-/// Why a target is partial that runs before all probes are attached.
-const ATTACHING: &str = "its probes are being attached: what is born meanwhile may not be counted";
-
-/// What probes are attached for.
-#[derive(Debug)]
-pub(super) enum Purpose {
-    /// Somebody waits for the image.
-    Asked(oneshot::Sender<anyhow::Result<()>>),
-    /// It was found, with these processes, which become targets then.
-    Found(Vec<u32>),
-    /// Processes stand at their exec for it.
-    Standing(first_sight::FileKey),
-    /// The probes of its births come back after a pause.
-    Births,
-}
-
 /// One watched image.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -51,10 +33,8 @@ pub(super) struct Image {
     file: Arc<ImageFile>,
     /// Which sites are attached.
     pub(super) attached: Attached,
-    /// When they were: what has been a target since has no older tasks. `u64::MAX`: they are not all.
+    /// When they were: what has been a target since has no older tasks.
     pub(super) attached_ns: u64,
-    /// While probes are being attached to it, what for.
-    attaching: Option<Purpose>,
     /// How its tasks are found in memory, or why they can't be.
     pub(super) program: Result<Arc<Program>, String>,
     /// Whether somebody asked for it: such an image stays when no process runs it any more.
@@ -64,11 +44,11 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// An image whose sites are being attached.
+    /// An image whose sites are attached.
     ///
     /// # Errors
     /// The file's metadata can't be read.
-    pub(super) fn new(plan: ProbePlan, file: File, purpose: Purpose) -> io::Result<Self> {
+    pub(super) fn new(plan: ProbePlan, file: File, attached: Attached) -> io::Result<Self> {
         let image = Arc::new(symbols::image::Image::read(&file, &plan.path)?);
         let entry = plan.entry_file_offset.and_then(|offset| image.address_of(offset));
         let program = entry.ok_or_else(|| "it has no entry point".to_owned());
@@ -76,16 +56,15 @@ impl Image {
         Ok(Self {
             program: program.map(Arc::new),
             plan,
-            is_named: !matches!(purpose, Purpose::Found(_)),
+            is_named: true,
             names: vec![FileKey::of(&file.metadata()?)],
             file: Arc::new(ImageFile {
                 image,
                 file,
                 debug: None,
             }),
-            attached: Attached::default(),
-            attached_ns: u64::MAX,
-            attaching: Some(purpose),
+            attached,
+            attached_ns: monotonic_ns(),
         })
     }
 
@@ -93,12 +72,6 @@ impl Image {
     #[must_use]
     pub(super) fn open_file(&self) -> &File {
         &self.file.file
-    }
-
-    /// Whether probes are being attached to it.
-    #[must_use]
-    pub(super) const fn is_attaching(&self) -> bool {
-        self.attaching.is_some()
     }
 
     /// The file under all its mounts.
@@ -153,9 +126,6 @@ impl Image {
     /// Why not everything is followed, one sentence; `None` where everything is.
     #[must_use]
     pub(super) fn shortfall(&self) -> Option<String> {
-        if self.is_attaching() {
-            return Some(ATTACHING.to_owned());
-        }
         let refused = self.attached.refused.first();
         let reason = refused.map(|(_, reason)| reason).or(self.plan.problems.first())?;
         let count = self.attached.refused.len() + self.plan.problems.len();
@@ -218,43 +188,11 @@ impl Images {
         }
     }
 
-    /// Notes that probes are being attached to an image.
-    pub(super) fn begin_attaching(&mut self, number: u32, purpose: Purpose) {
+    /// Notes that an image was found and not asked for.
+    pub(super) fn set_found(&mut self, number: u32) {
         if let Some(image) = self.images.get_mut(&number) {
-            image.attaching = Some(purpose);
+            image.is_named = false;
         }
-    }
-
-    /// Notes that no more are being attached to it: what that was for, where it was so.
-    pub(super) fn end_attaching(&mut self, number: u32) -> Option<Purpose> {
-        self.images.get_mut(&number)?.attaching.take()
-    }
-
-    /// The images to which probes are being attached.
-    #[must_use]
-    pub(super) fn attaching(&self) -> Vec<u32> {
-        let attaching = self.numbers().filter(|(_, image)| image.is_attaching());
-        attaching.map(|(number, _)| number).collect()
-    }
-
-    /// The processes that wait until all probes are attached to an image; `None` where none need to.
-    pub(super) fn waiting_for(&mut self, number: u32) -> Option<&mut Vec<u32>> {
-        match &mut self.images.get_mut(&number)?.attaching {
-            Some(Purpose::Found(tgids)) => Some(tgids),
-            _ => None,
-        }
-    }
-
-    /// Notes which sites of an image are attached. A site that has been proven wrong meanwhile stays out: their indices are returned.
-    pub(super) fn set_sites(&mut self, number: u32, attached: Attached) -> Vec<usize> {
-        let Some(image) = self.images.get_mut(&number) else {
-            return Vec::new();
-        };
-        let is_wrong = |index: &usize| image.attached.refused.iter().any(|(refused, _)| refused == index);
-        let (wrong, sites) = attached.sites.into_iter().partition(is_wrong);
-        image.attached.sites = sites;
-        image.attached.refused.extend(attached.refused);
-        wrong
     }
 
     /// Whether there is none.

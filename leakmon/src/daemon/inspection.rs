@@ -262,9 +262,7 @@ impl Observer {
 
     /// A target and its program; `None` where the program's tasks can't be found in memory, or nothing is known of it yet.
     fn subject(&self, target: TargetId) -> Option<Subject> {
-        // Before all its probes are there it has tasks that are neither counted nor older.
-        let image = self.image_of(target).filter(|image| !image.is_attaching())?;
-        let program = image.program.as_ref().ok()?;
+        let program = self.image_of(target)?.program.as_ref().ok()?;
         Some(Subject {
             target,
             program: std::sync::Arc::clone(program),

@@ -4,8 +4,8 @@
 //! what was counted stays right. Probes sit on files: where other processes of the image are not paused they stay, and the programs leave
 //! the paused ones' births out.
 
-use super::{Observer, images::Purpose};
-use crate::kernel::{attach::Attached, clock::monotonic_ns, detach};
+use super::Observer;
+use crate::kernel::{clock::monotonic_ns, detach};
 use leakmon_ebpf::abi::{Role, TargetId};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ const PAUSE_MIN_NS: u64 = 1_000_000_000;
 const MEANWHILE: &str = "it began while the probes of births were off, since all processes of its image were paused: \
                          its first tasks are not counted";
 
-/// The images without probes of births, by number, each with the thread that takes them off. One stays here until they are back.
+/// The images without probes of births, by number, each with the thread that takes them off.
 #[derive(Debug, Default)]
 pub(super) struct Resting(BTreeMap<u32, Option<JoinHandle<()>>>);
 
@@ -47,10 +47,7 @@ impl Observer {
             .keys()
             .copied()
             .filter(|number| rests(number, now_ns + PAUSE_MIN_NS));
-        // What is being attached has births still to come.
-        let is_whole = |number: &u32| self.images.get(*number).is_some_and(|image| !image.is_attaching());
-        let begun = begun.filter(|number| is_whole(number) && !self.resting.0.contains_key(number));
-        let begun: Vec<u32> = begun.collect();
+        let begun: Vec<u32> = begun.filter(|number| !self.resting.0.contains_key(number)).collect();
         for number in begun {
             self.take_births(number);
         }
@@ -118,61 +115,40 @@ impl Observer {
         self.resting.0.insert(number, detach::on_thread(links));
     }
 
-    /// Waits for another turn while the old probes are still being taken off (with both, a birth would be counted twice), and while no more
-    /// can be attached.
+    /// Waits for another turn while the old probes are still being taken off: with both, a birth would be counted twice.
     fn put_births_back(&mut self, number: u32) {
         let is_off = |thread: &Option<JoinHandle<()>>| thread.as_ref().is_none_or(JoinHandle::is_finished);
         if !self.resting.0.get(&number).is_some_and(is_off) {
             return;
         }
-        let Some(image) = self.images.get(number) else {
-            self.resting.0.remove(&number);
-            return;
-        };
-        if image.is_attaching() {
-            return;
-        }
-        let births = self
-            .kernel
-            .attach_births(&image.plan, image.open_file(), number, &image.attached.sites);
-        match births {
-            Ok(()) => self.images.begin_attaching(number, Purpose::Births),
-            Err(error) => tracing::debug!("{}: births stay off: {error}", image.plan.path.display()),
-        }
-    }
-
-    /// Takes what came of [`Self::put_births_back`].
-    pub(super) fn births_are_back(&mut self, number: u32, attached: Result<Attached, String>) {
         self.resting.0.remove(&number);
         let Some(image) = self.images.get(number) else {
             return;
         };
         let path = image.plan.path.display().to_string();
-        let again = |index: usize, reason: &str| {
-            let reason = format!("site {index} is not attached again after a pause: {reason}");
-            tracing::warn!("{path}: {reason}");
-            (index, reason)
+        let is_birth = |index: &usize| {
+            image
+                .plan
+                .sites
+                .get(*index)
+                .is_some_and(|site| site.role == Role::Birth)
         };
-        match attached {
-            Ok(Attached { sites, refused }) => {
-                let refused = refused.iter().map(|(index, reason)| again(*index, reason)).collect();
-                self.set_attached(number, Attached { sites, refused });
+        let sites: Vec<usize> = image.attached.sites.iter().copied().filter(is_birth).collect();
+        let births = self
+            .kernel
+            .attach_births(&image.plan, image.open_file(), number, &image.attached.sites);
+        let refused = match births {
+            Ok(attached) => {
+                self.images.set_attached(number, monotonic_ns());
+                attached.refused
             }
             // Since when births are seen is not known any more: the image stays as one of which they are not.
-            Err(error) => {
-                let of_births = |index: &usize| {
-                    image
-                        .plan
-                        .sites
-                        .get(*index)
-                        .is_some_and(|site| site.role == Role::Birth)
-                };
-                let births: Vec<usize> = image.attached.sites.iter().copied().filter(of_births).collect();
-                for index in births {
-                    let (index, reason) = again(index, &error);
-                    self.images.drop_index(number, index, reason);
-                }
-            }
+            Err(error) => sites.into_iter().map(|index| (index, error.to_string())).collect(),
+        };
+        for (index, reason) in refused {
+            let reason = format!("site {index} is not attached again after a pause: {reason}");
+            tracing::warn!("{path}: {reason}");
+            self.images.drop_index(number, index, reason);
         }
     }
 }

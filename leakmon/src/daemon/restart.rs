@@ -3,10 +3,7 @@
 //! In: pinned maps and links. Out: the same images, targets and counts as before, those of the gap included. Whatever is not what it
 //! was (a file that is gone, a plan that has changed) loses its probes and keeps its counts.
 
-use super::{
-    Observer,
-    images::{Image, Purpose},
-};
+use super::{Observer, images::Image};
 use crate::{
     kernel::{event::Event, images::KnownImage},
     targets::{self, processes::ProcessImage},
@@ -18,7 +15,6 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
-use tokio::sync::oneshot;
 
 impl Observer {
     /// Takes over what an earlier daemon left, if it left anything.
@@ -35,7 +31,7 @@ impl Observer {
             .collect();
         let images = self.kernel.known_images();
         for image in &images {
-            if let Err(error) = self.resume_image(image, &running).await {
+            if let Err(error) = self.resume_image(image, &running) {
                 let path = image.path.as_deref().unwrap_or(Path::new("an image"));
                 tracing::warn!("{}: is not watched any more: {error:#}", path.display());
                 self.kernel.drop_image(image.number.number);
@@ -60,16 +56,15 @@ impl Observer {
         );
     }
 
-    async fn resume_image(&mut self, known: &KnownImage, running: &[TargetId]) -> anyhow::Result<()> {
+    fn resume_image(&mut self, known: &KnownImage, running: &[TargetId]) -> anyhow::Result<()> {
         let (path, file) = find(known, running).context("its file is gone, and no process runs it")?;
         let plan = targets::analyse(&self.analyst, &file, &path)?;
         ensure!(plan.digest() == known.plan, "its probe sites are others by now");
         self.unwinding.expect(&file);
-        let (sender, told) = oneshot::channel();
-        let image = Image::new(plan, file, Purpose::Asked(sender))?;
-        self.kernel.attach(&image.plan, image.open_file(), known.number)?;
+        let attached = self.kernel.attach(&plan, &file, known.number)?;
+        let image = Image::new(plan, file, attached)?;
         self.images.put(known.number.number, image);
-        self.settle(told).await
+        Ok(())
     }
 }
 

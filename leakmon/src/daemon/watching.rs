@@ -2,12 +2,13 @@
 //!
 //! In: paths, process numbers, plans. Out: attached sites and targets that are known before their first hit.
 
-use super::Observer;
+use super::{Observer, images::Image};
 use crate::{
     analysis::Analyst,
-    kernel::{KernelError, clock::monotonic_ns, event::Event},
+    kernel::{KernelError, attach::ImageNumber, clock::monotonic_ns, event::Event},
     targets::{self, AnalyseError, plan::ProbePlan, processes::ProcessImage},
 };
+use anyhow::Context;
 use leakmon_ebpf::abi::{FOLLOW, HOLD_CHILDREN, HOLD_EXEC, TargetId};
 use std::{collections::BTreeSet, fs::File, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
 use tokio::time::timeout;
@@ -115,6 +116,39 @@ pub(crate) fn plan_of_process(analyst: &Analyst, tgid: u32) -> anyhow::Result<(P
 }
 
 impl Observer {
+    /// Attaches an image, and returns its number. `every_process` makes all its processes targets, not only the watched ones.
+    ///
+    /// # Errors
+    /// Where there is no room, or none of its sites can be attached.
+    pub fn add_image(&mut self, plan: ProbePlan, file: File, every_process: bool) -> anyhow::Result<u32> {
+        let path = plan.path.display().to_string();
+        let number = self
+            .images
+            .next_number()
+            .with_context(|| format!("{path}: too many images are watched"))?;
+        self.unwinding.expect(&file);
+        let attached = self
+            .kernel
+            .attach(&plan, &file, ImageNumber { number, every_process })?;
+        if attached.sites.is_empty() {
+            let reason = attached
+                .refused
+                .first()
+                .map_or("it has no probe sites", |(_, reason)| reason);
+            return Err(KernelError::NoSite {
+                path,
+                reason: reason.to_owned(),
+            }
+            .into());
+        }
+        for (index, reason) in &attached.refused {
+            tracing::warn!("{path}: site {index} is not attached: {reason}");
+        }
+        let image = Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?;
+        self.images.add(number, image);
+        Ok(number)
+    }
+
     /// Watches what was found.
     ///
     /// # Errors
@@ -174,7 +208,7 @@ impl Observer {
             }
         }
         self.prepare().await;
-        self.add_image(plan, file, true).await
+        self.add_image(plan, file, true).map(drop)
     }
 
     async fn watch_process(&mut self, tgid: u32, plan: ProbePlan, file: File) -> anyhow::Result<()> {
@@ -183,7 +217,7 @@ impl Observer {
         self.prepare().await;
         if self.images.of_file(plan.image.device, plan.image.inode).is_none() {
             // Where others are searched for, its other processes may be wanted too.
-            self.add_image(plan, file, self.arrivals.discovery.is_some()).await?;
+            self.add_image(plan, file, self.arrivals.discovery.is_some())?;
         }
         self.kernel.watch(tgid, 0)?;
         self.make_sure_it_lives(tgid, started)

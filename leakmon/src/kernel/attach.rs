@@ -1,26 +1,24 @@
 //! Attaching the programs to probe sites.
 //!
-//! In: a plan's sites and an open image. Out: links, held until the image is no longer watched. It says what is attached where, and keeps
-//! the links; the attaching itself is done on a thread (`attaching`).
+//! In: a plan's sites and an open image. Out: links, held until the image is no longer watched. A site is attached only if
+//! the image's bytes there are the instruction that was planned; leakmon never guesses an offset.
 
 use super::{
-    attaching::{Attacher, Hook, Order, Outcome, Probe},
     load::{Kernel, KernelError, program},
     pins::{PinError, Pins},
 };
 use crate::targets::plan::{ProbePlan, ProbeSite};
-use aya::{
-    Ebpf,
-    programs::{
-        UProbe,
-        links::FdLink,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
-    },
+use aya::programs::{
+    UProbe,
+    links::FdLink,
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
 };
 use leakmon_ebpf::abi::{Condition, Cookie, Kind, Role};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
 };
 
 const BIRTH: &str = "task_birth";
@@ -117,92 +115,27 @@ fn vtable_word(plan: &ProbePlan, site: &ProbeSite) -> u8 {
     if same { word } else { 0 }
 }
 
-/// What came of attaching an image.
-pub type ImageOutcome = Outcome<UProbeLink>;
-
-/// What attaches with these programs.
-pub(super) fn attacher(mut ebpf: Ebpf) -> Result<Attacher<UProbeLink>, KernelError> {
-    Attacher::start(move |path, hook| {
-        let uprobe: &mut UProbe = program(&mut ebpf, hook.program).map_err(|error| chain(&error))?;
-        let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(hook.file_offset),
-            cookie: Some(hook.cookie.0),
-        };
-        uprobe
-            .attach(point, path, UProbeScope::AllProcesses)
-            .and_then(|id| uprobe.take_link(id))
-            .map_err(|error| chain(&error))
-    })
-}
-
 impl Kernel {
-    /// Has all sites of a plan attached to the image that `file` has open; [`Self::outcome`] tells when it is done. Ends are attached
-    /// before births, so that no task is seen to be born whose end can't be seen. A site that can't be attached is reported,
-    /// not fatal.
+    /// Attaches all sites of a plan to the image that `file` has open. Ends are attached before births, so that no task is
+    /// seen to be born whose end can't be seen. A site that can't be attached is reported, not fatal.
     ///
     /// # Errors
-    /// Where no more can wait.
-    pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<(), KernelError> {
+    /// Where the programs are not there.
+    pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<Attached, KernelError> {
+        let path = descriptor_path(file);
         self.note_image(plan, image)?;
         let pinned = self.pins.as_ref().map(Pins::links).unwrap_or_default();
-        let entry = plan
-            .entry_file_offset
-            .filter(|_| !pinned.contains(&entry_name(image.number)));
-        let entry = entry.map(|file_offset| Hook {
-            program: ENTRY,
-            file_offset,
-            cookie: entry_cookie(image),
-        });
-        self.links.insert(image.number, Links::default());
+        let mut links = Links::default();
+        if let Some(file_offset) = plan.entry_file_offset
+            && !pinned.contains(&entry_name(image))
+        {
+            let link = self.attach_entry(&path, file_offset, image)?;
+            links.entry = keep(link, self.pins.as_ref(), &entry_name(image))?;
+        }
         let all: Vec<usize> = (0..plan.sites.len()).collect();
-        self.order(plan, file, image, &all, entry)
-    }
-
-    /// Whether [`Self::attach`] has room for another image.
-    #[must_use]
-    pub const fn can_attach(&self) -> bool {
-        self.attacher.has_room()
-    }
-
-    /// The next image of which all has been attached that could be; `None` where no image ever will be. Safe to drop half-way.
-    pub async fn outcome(&mut self) -> Option<ImageOutcome> {
-        self.attacher.outcome().await
-    }
-
-    /// Takes over the links of an outcome, and pins them where that is wanted.
-    ///
-    /// # Errors
-    /// Without the entry point the image can't be watched.
-    pub fn keep(&mut self, outcome: ImageOutcome) -> Result<Attached, String> {
-        let Outcome { number, entry, sites } = outcome;
-        let links = self.links.entry(number).or_default();
-        let pins = self.pins.as_ref();
-        let keep = |link, name: &str| keep(link, pins, name).map_err(|error| chain(&error));
-        if let Some(link) = entry {
-            links.entry = link.and_then(|link| keep(link, &entry_name(number)))?;
-        }
-        let mut refused = Vec::new();
-        for (index, link) in sites {
-            match link.and_then(|link| keep(link, &site_name(number, index))) {
-                Ok(Some(link)) => _ = links.sites.insert(index, link),
-                Ok(None) => _ = links.pinned.insert(index),
-                Err(reason) => refused.push((index, reason)),
-            }
-        }
-        let sites = links.sites.keys().chain(&links.pinned).copied().collect();
-        Ok(Attached { sites, refused })
-    }
-
-    /// Attaches nothing any more, and keeps what has been attached of what was under way: the numbers of those images.
-    #[must_use]
-    pub fn stop_attaching(&mut self) -> Vec<u32> {
-        let outcomes = self.attacher.stop().into_iter();
-        let keep = |outcome: ImageOutcome| {
-            let number = outcome.number();
-            let _whatever_it_is = self.keep(outcome);
-            number
-        };
-        outcomes.map(keep).collect()
+        let outcome = self.attach_sites(plan, file, image, &all, &mut links)?;
+        self.links.insert(image.number, links);
+        Ok(outcome)
     }
 
     /// Takes the probes of births off an image: they are gone where what is returned has been dropped, which takes long. Ends go on being
@@ -231,64 +164,84 @@ impl Kernel {
         taken
     }
 
-    /// Has the probes of births put back that [`Self::take_births`] took off, those among `sites` (indices in the plan). They must be
-    /// gone, else a birth would be counted twice. [`Self::outcome`] tells when it is done.
+    /// Puts the probes of births back that [`Self::take_births`] took off, those among `sites` (indices in the plan). They must be gone,
+    /// else a birth would be counted twice.
     ///
     /// # Errors
-    /// Where no more can wait.
+    /// Where the programs are not there.
     pub fn attach_births(
         &mut self,
         plan: &ProbePlan,
         file: &File,
         number: u32,
         sites: &[usize],
-    ) -> Result<(), KernelError> {
+    ) -> Result<Attached, KernelError> {
         let is_birth = |index: &usize| plan.sites.get(*index).is_some_and(|site| site.role == Role::Birth);
         let births: Vec<usize> = sites.iter().copied().filter(is_birth).collect();
         let every_process = self.images.get(&number).is_some_and(|image| image.every_process != 0);
-        self.order(plan, file, ImageNumber { number, every_process }, &births, None)
+        let mut links = self.links.remove(&number).unwrap_or_default();
+        let image = ImageNumber { number, every_process };
+        let outcome = self.attach_sites(plan, file, image, &births, &mut links);
+        self.links.insert(number, links);
+        outcome
     }
 
-    /// Orders the sites with these indices, ends first. Those that are pinned already are there.
-    fn order(
+    /// Attaches the sites with these indices, ends first.
+    fn attach_sites(
         &mut self,
         plan: &ProbePlan,
         file: &File,
         image: ImageNumber,
         indices: &[usize],
-        entry: Option<Hook>,
-    ) -> Result<(), KernelError> {
+        links: &mut Links,
+    ) -> Result<Attached, KernelError> {
+        let path = descriptor_path(file);
         let pinned = self.pins.as_ref().map(Pins::links).unwrap_or_default();
-        let links = self.links.entry(image.number).or_default();
-        let mut probes = Vec::new();
+        let mut outcome = Attached::default();
         for role in [Role::Freed, Role::End, Role::Birth] {
-            let program = match (self.settings.empty_programs, role) {
+            let name = match (self.settings.empty_programs, role) {
                 (true, _) => EMPTY,
                 (false, Role::Birth) => BIRTH,
                 (false, Role::End | Role::Freed) => END,
             };
+            let uprobe: &mut UProbe = program(&mut self.ebpf, name)?;
             let sites = indices
                 .iter()
                 .filter_map(|index| Some((*index, plan.sites.get(*index)?)));
             for (index, site) in sites.filter(|(_, site)| site.role == role) {
-                if pinned.contains(&site_name(image.number, index)) {
+                let link_name = site_name(image.number, index);
+                if pinned.contains(&link_name) {
                     links.pinned.insert(index);
+                    outcome.sites.push(index);
                     continue;
                 }
-                probes.push(Probe {
-                    index,
-                    site: site.clone(),
-                    program,
-                    cookie: cookie(plan, index, image),
+                let attached = verify(site, file).and_then(|()| {
+                    let cookie = cookie(plan, index, image).ok_or("the plan has too many sites")?;
+                    let location = UProbeAttachLocation::AbsoluteOffset(site.file_offset);
+                    let point = UProbeAttachPoint {
+                        location,
+                        cookie: Some(cookie.0),
+                    };
+                    let id = uprobe
+                        .attach(point, &path, UProbeScope::AllProcesses)
+                        .map_err(|error| chain(&error))?;
+                    uprobe.take_link(id).map_err(|error| chain(&error))
                 });
+                let kept =
+                    attached.and_then(|link| keep(link, self.pins.as_ref(), &link_name).map_err(|error| chain(&error)));
+                match kept {
+                    Ok(link) => {
+                        match link {
+                            Some(link) => _ = links.sites.insert(index, link),
+                            None => _ = links.pinned.insert(index),
+                        }
+                        outcome.sites.push(index);
+                    }
+                    Err(reason) => outcome.refused.push((index, reason)),
+                }
             }
         }
-        self.attacher.order(Order {
-            number: image.number,
-            file: file.try_clone().map_err(KernelError::File)?,
-            entry,
-            probes,
-        })
+        Ok(outcome)
     }
 
     /// Takes an image's probes out of use: they are detached where the returned links are dropped, which takes long.
@@ -315,6 +268,25 @@ impl Kernel {
         })
     }
 
+    /// Attaches the program that sees a process at its entry point.
+    fn attach_entry(&mut self, path: &Path, file_offset: u64, image: ImageNumber) -> Result<UProbeLink, KernelError> {
+        let cookie = Cookie::new(0, Role::Birth, Condition::Always, Kind::Task, 0, image.number);
+        let cookie = if image.every_process {
+            cookie.for_every_process()
+        } else {
+            cookie
+        };
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(file_offset),
+            cookie: Some(cookie.0),
+        };
+        let uprobe: &mut UProbe = program(&mut self.ebpf, ENTRY)?;
+        let link = uprobe
+            .attach(point, path, UProbeScope::AllProcesses)
+            .and_then(|id| uprobe.take_link(id));
+        link.map_err(|error| KernelError::Program(ENTRY, error))
+    }
+
     /// How many sites are attached.
     #[must_use]
     pub fn attached_sites(&self) -> usize {
@@ -325,14 +297,9 @@ impl Kernel {
     }
 }
 
-/// What the program finds that sees a process at its entry point.
-fn entry_cookie(image: ImageNumber) -> Cookie {
-    let cookie = Cookie::new(0, Role::Birth, Condition::Always, Kind::Task, 0, image.number);
-    if image.every_process {
-        cookie.for_every_process()
-    } else {
-        cookie
-    }
+/// Through the descriptor a probe reaches exactly the file that was analysed, whatever its path names now.
+fn descriptor_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Gives a link back to be held, or has it pinned: then it stays when this process ends.
@@ -349,8 +316,29 @@ fn site_name(image: u32, index: usize) -> String {
     format!("i{image}_s{index}")
 }
 
-fn entry_name(image: u32) -> String {
-    format!("i{image}_entry")
+fn entry_name(image: ImageNumber) -> String {
+    format!("i{}_entry", image.number)
+}
+
+/// Checks that the file still has the planned instruction at the site's offset.
+fn verify(site: &ProbeSite, file: &File) -> Result<(), String> {
+    if site.bytes.is_empty() {
+        return Err(format!("the plan has no instruction at offset {:#x}", site.file_offset));
+    }
+    if site.condition != Condition::Always && !site.cheap {
+        return Err(format!(
+            "the site at offset {:#x} has a condition but is no branch",
+            site.file_offset
+        ));
+    }
+    let mut found = vec![0; site.bytes.len()];
+    file.read_exact_at(&mut found, site.file_offset)
+        .map_err(|error| format!("the image can't be read at offset {:#x}: {error}", site.file_offset))?;
+    if found == site.bytes {
+        Ok(())
+    } else {
+        Err(format!("the image has changed at offset {:#x}", site.file_offset))
+    }
 }
 
 /// An error with its causes, in one line.

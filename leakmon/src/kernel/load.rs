@@ -3,8 +3,7 @@
 //! In: the embedded object and [`Settings`]. Out: [`Kernel`]. Attaching is in `attach`, the tables' form in `tables`.
 
 use super::{
-    attach::{self, Links},
-    attaching::Attacher,
+    attach::Links,
     btf::{BtfError, KernelOffsets},
     object::{self, ObjectError},
     pins::{self, PinError, Pins},
@@ -18,7 +17,7 @@ use super::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{MapData, MapError, PerCpuArray, RingBuf},
-    programs::{ProgramError, RawTracePoint, TestRun, UProbe, uprobe::UProbeLink},
+    programs::{ProgramError, RawTracePoint, TestRun, UProbe},
 };
 use leakmon_ebpf::abi::{
     Ages, CountKey, CountValue, LIVE_FIRST_ENTRIES_MAX, Loss, PinnedImage, Stack, TargetEntry, TargetId, Totals,
@@ -73,17 +72,6 @@ pub enum KernelError {
         /// What the first site was refused for.
         reason: String,
     },
-    /// The thread that attaches can't be started.
-    #[error("the thread that attaches probes can't be started: {0}")]
-    NoAttacher(std::io::Error),
-    /// An image's descriptor can't be duplicated.
-    #[error("an image can't be held open for its probes: {0}")]
-    File(std::io::Error),
-    /// It takes no more.
-    #[error(
-        "no probe could be attached: {0} images wait for theirs, which is the bound, or the thread that attaches has ended"
-    )]
-    NotAttaching(usize),
     /// Nothing can be pinned.
     #[error(transparent)]
     Pin(#[from] PinError),
@@ -104,10 +92,7 @@ const EXECUTED: [&str; 4] = [SWEEP, super::threads::FOUND, sample::PROGRAM, supe
 
 /// Loaded programs, their maps and their links. Dropping it detaches everything.
 pub struct Kernel {
-    /// Has the programs.
-    pub(super) attacher: Attacher<UProbeLink>,
-    /// Second handles of [`EXECUTED`], by name.
-    executed: BTreeMap<&'static str, RawTracePoint>,
+    pub(super) ebpf: Ebpf,
     /// By image number.
     pub(super) links: BTreeMap<u32, Links>,
     pub(super) settings: Settings,
@@ -165,8 +150,7 @@ impl Kernel {
             samples: SampleMaps::take(&mut ebpf)?,
             loss: PerCpuArray::try_from(loss).map_err(|error| KernelError::Map("LOSS", error))?,
             links: BTreeMap::new(),
-            executed: executed(&ebpf)?,
-            attacher: attach::attacher(ebpf)?,
+            ebpf,
             settings,
             // Higher than any number of an earlier daemon's, which counted from its own time.
             sweeps: super::clock::monotonic_ns(),
@@ -301,7 +285,7 @@ impl Kernel {
 
     /// Runs a program that is attached to nothing, with these arguments.
     pub(super) fn execute(&mut self, name: &'static str, arguments: &[u64]) -> Result<(), KernelError> {
-        let program = self.executed.get(name).ok_or(KernelError::NoProgram(name))?;
+        let program: &mut RawTracePoint = program(&mut self.ebpf, name)?;
         let mut options = aya::programs::RawTracePointRunOptions::new();
         for (slot, argument) in options.args.iter_mut().zip(arguments) {
             *slot = *argument;
@@ -400,22 +384,6 @@ fn load_programs(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<(), KernelError
         program.load().map_err(|error| KernelError::Program(name, error))?;
     }
     Ok(())
-}
-
-/// Handles of the programs that user space runs: it must not wait for the thread that has the others.
-fn executed(ebpf: &Ebpf) -> Result<BTreeMap<&'static str, RawTracePoint>, KernelError> {
-    let handle = |name: &'static str| {
-        let program: &RawTracePoint = ebpf
-            .program(name)
-            .ok_or(KernelError::NoProgram(name))?
-            .try_into()
-            .map_err(|error| KernelError::Program(name, error))?;
-        let second = program
-            .info()
-            .and_then(|info| RawTracePoint::from_program_info(info, name.into()));
-        Ok((name, second.map_err(|error| KernelError::Program(name, error))?))
-    };
-    EXECUTED.into_iter().map(handle).collect()
 }
 
 /// A program of the object, as its type.

@@ -4,7 +4,6 @@
 //! plain data. It decides nothing: which process is watched, what a count means and when to look is said by the caller.
 
 pub mod attach;
-pub mod attaching;
 pub mod btf;
 pub mod clock;
 pub mod code_mappings;

@@ -4,7 +4,6 @@
 //! BPF, or a victim is not built, a test is skipped by name and counted (see [`host`]).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod attaching;
 mod browser;
 mod census;
 mod containers;

@@ -7,8 +7,7 @@ use super::{
     storm::{Storm, by_spawner, truth_by_spawner, warm_up},
     truth::{Report, Truth},
 };
-use aya::maps::{Array, HashMap, Map, MapData};
-use leakmon_ebpf::abi::PinnedImage;
+use aya::maps::{Array, Map, MapData};
 use nix::sys::signal::Signal;
 use std::{
     path::PathBuf,
@@ -52,19 +51,7 @@ impl Ground {
 
     /// A daemon that searches for programs in the folder.
     fn search(&self) -> Daemon {
-        self.start("", &["--include", &self.rule()])
-    }
-
-    /// A daemon that does both.
-    pub(super) fn watch_and_search(&self) -> Daemon {
-        self.start(
-            "",
-            &["--exe", self.program.to_str().unwrap(), "--include", &self.rule()],
-        )
-    }
-
-    fn rule(&self) -> String {
-        format!("exe={}/*", self.folder.path().display())
+        self.start("", &["--include", &format!("exe={}/*", self.folder.path().display())])
     }
 
     fn start(&self, bounds: &str, what: &[&str]) -> Daemon {
@@ -78,28 +65,6 @@ impl Ground {
     pub(super) fn overflow(&self) -> u64 {
         let map = MapData::from_pin(self.pins.join("maps/OVERFLOW")).unwrap();
         Array::<_, u64>::try_from(Map::Array(map)).unwrap().get(&0, 0).unwrap()
-    }
-
-    /// The numbers of the images that are watched.
-    pub(super) fn images(&self) -> Vec<u32> {
-        let map = MapData::from_pin(self.pins.join("maps/IMAGES")).unwrap();
-        let map = HashMap::<_, u32, [u8; size_of::<PinnedImage>()]>::try_from(Map::HashMap(map)).unwrap();
-        map.keys().map(Result::unwrap).collect()
-    }
-
-    /// The names of the links that are pinned.
-    pub(super) fn links(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.pins.join("links")).unwrap();
-        entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
-    }
-
-    /// A copy of the program, of which a daemon that searches learns when it runs.
-    pub(super) fn copy(&self, name: &str) -> PathBuf {
-        let copy = self.folder.path().join(name);
-        std::fs::copy(&self.program, &copy).unwrap();
-        copy
     }
 
     fn clean_up(&self) -> Output {
@@ -241,7 +206,8 @@ fn a_process_of_an_unknown_image_that_began_in_the_gap_is_partial() {
     await_truth(&daemon, &first, &before);
     daemon.kill();
     // One of the image that was known, one of another.
-    let unknown = ground.copy("unknown");
+    let unknown = ground.folder.path().join("unknown");
+    std::fs::copy(&ground.program, &unknown).unwrap();
     let (mut known, mut unknown) = (Storm::start(&ground.program), Storm::start(&unknown));
     let (of_known, of_unknown) = (known.command("hold 30"), unknown.command("hold 20"));
     let daemon = ground.search();
