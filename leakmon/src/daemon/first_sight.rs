@@ -145,6 +145,7 @@ impl Observer {
     pub(super) fn take_answer(&mut self, answer: Option<Answer>) {
         let Some((key, image, plan)) = answer else {
             tracing::error!("the thread that looks at new images has ended: descendants are not held any more");
+            self.let_all_go();
             self.first_sight = None;
             return;
         };
