@@ -167,6 +167,11 @@ impl Images {
         self.images.insert(number, image);
     }
 
+    /// Leaves out a number that [`Self::next_number`] gave: probes that have it are still to go.
+    pub(super) fn pass_over(&mut self, number: u32) {
+        self.last_number = number;
+    }
+
     /// Adds an image under the number that it had.
     pub(super) fn put(&mut self, number: u32, image: Image) {
         self.last_number = self.last_number.max(number);
@@ -261,5 +266,21 @@ impl Images {
         let plan = &self.of_cookie(cookie)?.plan;
         let site = plan.sites.get(cookie.site() as usize)?;
         Some((site, site.task_type.and_then(|index| plan.task_types.get(index))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_an_image_that_could_not_be_attached_is_not_the_next_ones() {
+        let mut images = Images::default();
+        let failed = images.next_number().unwrap();
+        images.pass_over(failed);
+        assert_ne!(images.next_number(), Some(failed));
+        // It comes again in its turn.
+        images.pass_over(0);
+        assert_eq!(images.next_number(), Some(failed));
     }
 }

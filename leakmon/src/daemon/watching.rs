@@ -5,7 +5,7 @@
 use super::{Observer, images::Image};
 use crate::{
     analysis::Analyst,
-    kernel::{KernelError, attach::ImageNumber, clock::monotonic_ns, event::Event},
+    kernel::{KernelError, attach::ImageNumber, clock::monotonic_ns, detach, event::Event},
     targets::{self, AnalyseError, plan::ProbePlan, processes::ProcessImage},
 };
 use anyhow::Context;
@@ -96,6 +96,13 @@ fn libraries(analyst: &Analyst, tgid: u32) -> Vec<(ProbePlan, File)> {
     found
 }
 
+/// The processes that run the file with this device and inode.
+fn running(identity: (u64, u64)) -> impl Iterator<Item = u32> {
+    let tgids = targets::processes::tgids().unwrap_or_default().into_iter();
+    // One that vanishes, or that may not be looked at, is not ours.
+    tgids.filter(move |tgid| ProcessImage::open(*tgid).is_ok_and(|image| (image.device, image.inode) == identity))
+}
+
 /// What a process runs, and its plan.
 ///
 /// # Errors
@@ -127,9 +134,23 @@ impl Observer {
             .next_number()
             .with_context(|| format!("{path}: too many images are watched"))?;
         self.unwinding.expect(&file);
-        let attached = self
-            .kernel
-            .attach(&plan, &file, ImageNumber { number, every_process })?;
+        match self.attach_image(plan, file, ImageNumber { number, every_process }) {
+            Ok(image) => self.images.add(number, image),
+            Err(error) => {
+                // The next image must find no probe of this one under its number.
+                self.images.pass_over(number);
+                if let Some(links) = self.kernel.take_links(number) {
+                    let _in_its_time = detach::on_thread(links);
+                }
+                return Err(error);
+            }
+        }
+        Ok(number)
+    }
+
+    fn attach_image(&mut self, plan: ProbePlan, file: File, number: ImageNumber) -> anyhow::Result<Image> {
+        let path = plan.path.display().to_string();
+        let attached = self.kernel.attach(&plan, &file, number)?;
         if attached.sites.is_empty() {
             let reason = attached
                 .refused
@@ -144,9 +165,7 @@ impl Observer {
         for (index, reason) in &attached.refused {
             tracing::warn!("{path}: site {index} is not attached: {reason}");
         }
-        let image = Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))?;
-        self.images.add(number, image);
-        Ok(number)
+        Image::new(plan, file, attached).with_context(|| format!("{path}: can't be read"))
     }
 
     /// Watches what was found.
@@ -200,15 +219,20 @@ impl Observer {
         if self.images.of_file(identity.0, identity.1).is_some() {
             return Ok(());
         }
-        for tgid in targets::processes::tgids().unwrap_or_default() {
-            // One that vanishes, or that may not be looked at, is not ours.
-            if ProcessImage::open(tgid).is_ok_and(|image| (image.device, image.inode) == identity) {
-                self.begin(tgid);
-                self.note_late(tgid);
-            }
+        for tgid in running(identity) {
+            self.begin(tgid);
+            self.note_late(tgid);
         }
         self.prepare().await;
-        self.add_image(plan, file, true).map(drop)
+        self.add_image(plan, file, true)?;
+        // What has begun meanwhile has tasks that nobody saw born, and nobody else would say so.
+        for tgid in running(identity) {
+            self.begin(tgid);
+            if let Some(entry) = self.kernel.target(tgid).filter(|entry| entry.whole == 0) {
+                self.inspection.see_running(TargetId(entry.target));
+            }
+        }
+        Ok(())
     }
 
     async fn watch_process(&mut self, tgid: u32, plan: ProbePlan, file: File) -> anyhow::Result<()> {

@@ -120,22 +120,25 @@ impl Kernel {
     /// seen to be born whose end can't be seen. A site that can't be attached is reported, not fatal.
     ///
     /// # Errors
-    /// Where the programs are not there.
+    /// Where the programs are not there, or the entry point can't be attached. What is attached by then is for [`Self::take_links`].
     pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<Attached, KernelError> {
         let path = descriptor_path(file);
         self.note_image(plan, image)?;
         let pinned = self.pins.as_ref().map(Pins::links).unwrap_or_default();
         let mut links = Links::default();
-        if let Some(file_offset) = plan.entry_file_offset
-            && !pinned.contains(&entry_name(image))
-        {
-            let link = self.attach_entry(&path, file_offset, image)?;
-            links.entry = keep(link, self.pins.as_ref(), &entry_name(image))?;
-        }
         let all: Vec<usize> = (0..plan.sites.len()).collect();
-        let outcome = self.attach_sites(plan, file, image, &all, &mut links)?;
+        let outcome = self.attach_sites(plan, file, image, &all, &mut links);
+        // Last: who is seen there is taken for one whose every task is seen.
+        let entry = plan
+            .entry_file_offset
+            .filter(|_| !pinned.contains(&entry_name(image)))
+            .map(|file_offset| {
+                let link = self.attach_entry(&path, file_offset, image)?;
+                keep(link, self.pins.as_ref(), &entry_name(image))
+            });
+        let entry = entry.transpose().map(|link| links.entry = link.flatten());
         self.links.insert(image.number, links);
-        Ok(outcome)
+        entry.and(outcome)
     }
 
     /// Takes the probes of births off an image: they are gone where what is returned has been dropped, which takes long. Ends go on being
