@@ -43,14 +43,9 @@ impl Completions {
             self.sites.extend(terminals.values().flatten().cloned());
         }
         known.extend(goals);
-        let flips = exchanges(image, &[&FLIP], &known);
-        let sets: Sites = DROPS
-            .iter()
-            .flat_map(|drop| exchanges(image, &[&SET, drop], &known))
-            .fold(Sites::new(), |mut all, (function, sites)| {
-                all.entry(function).or_default().extend(sites);
-                all
-            });
+        let flips = exchanges(image, &[&[&FLIP]], &known);
+        let [one, two] = &DROPS;
+        let sets = exchanges(image, &[&[&SET, one], &[&SET, two]], &known);
         // Some tasks are awaited and some are not, and the function ends either.
         let ends_both = |start: &u64| {
             let named = || Function::around(image, *start).map_or_else(Vec::new, |function| function.named(image));
@@ -82,17 +77,21 @@ fn terminals(image: &Image<'_>) -> Sites {
         .collect()
 }
 
-/// Where the state word is exchanged after these updates, outside the functions that are known.
-fn exchanges(image: &Image<'_>, updates: &[&Update], known: &BTreeSet<u64>) -> Sites {
-    let Some(first) = updates.first() else {
+/// Where the state word is exchanged after all updates of one of these lists, outside the functions that are known. The lists begin with the
+/// same update, by which functions are looked for.
+fn exchanges(image: &Image<'_>, lists: &[&[&Update]], known: &BTreeSet<u64>) -> Sites {
+    let Some(first) = lists.first().and_then(|updates| updates.first()) else {
         return Sites::new();
     };
     let functions = functions_with_exchange(image, first).into_iter();
     functions
         .filter(|start| !known.contains(start))
         .filter_map(|start| {
-            let sites = exchange_sites(image, &Function::around(image, start)?, updates);
-            let released: Vec<ProbeSite> = sites.into_iter().map(released).collect();
+            let function = Function::around(image, start)?;
+            let sites = lists
+                .iter()
+                .flat_map(|updates| exchange_sites(image, &function, updates));
+            let released: Vec<ProbeSite> = sites.map(released).collect();
             (!released.is_empty()).then_some((start, released))
         })
         .collect()
