@@ -5,7 +5,7 @@
 //! turns, and each is compared with what ran alone in its own round.
 
 use super::{
-    Effort,
+    Effort, remnants,
     rivals::{self, Runner},
     summary::Summary,
     tasks::{direct, under_leakmon},
@@ -72,6 +72,7 @@ fn measure(workspace: &Workspace, leakmon: &Path, victim: &Path, effort: Effort)
     let tasks = effort.tasks.to_string();
     let cost = |runner: &Runner| -> Result<f64> {
         let truth = victims::run(&runner(&["--tasks", &tasks]))?;
+        remnants::await_end()?;
         truth.ns_per_task.context("the victim did not time itself")
     };
     let mut added = Added::default();

@@ -10,6 +10,7 @@ mod daemon;
 mod ending;
 mod http;
 mod record;
+mod remnants;
 mod rivals;
 mod scrapes;
 mod server;
@@ -86,6 +87,7 @@ pub(crate) struct Effort {
 /// Measures the subjects, one after the other.
 pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], effort: Effort) -> Result<()> {
     let subjects = if subjects.is_empty() { &DEFAULT[..] } else { subjects };
+    remnants::adopt()?;
     for subject in subjects {
         let table = match subject {
             Subject::Tasks => tasks::run(workspace, effort)?,

@@ -3,7 +3,7 @@
 //! In: the victim `echo_server`, and a closed-loop load of this process's own over loopback. Out: a table. One server runs all
 //! the time; leakmon comes and goes, so that each round compares neighbours in time.
 
-use super::{Effort, http::Connection, summary::Summary, watched::Watched};
+use super::{Effort, http::Connection, remnants, summary::Summary, watched::Watched};
 use crate::{
     build_ebpf,
     victims::{self, Build},
@@ -44,6 +44,7 @@ pub(super) fn run(workspace: &Workspace, Effort { rounds, .. }: Effort) -> Resul
         attached.line_with("attached")?;
         watched.push(requests_per_second(&address)?);
         attached.end()?;
+        remnants::await_end()?;
         // What ran before and what runs after: a machine that slows down all the time slows neither side alone.
         alone.push((before + requests_per_second(&address)?) / 2.0);
     }

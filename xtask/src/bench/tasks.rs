@@ -6,7 +6,7 @@
 //! both; the middle of the rounds counts.
 
 use super::{
-    Effort,
+    Effort, remnants,
     rivals::{self, Runner},
     summary::Summary,
 };
@@ -52,6 +52,7 @@ pub(super) fn run(workspace: &Workspace, Effort { rounds, tasks, .. }: Effort) -
         for (configuration, samples) in configurations.iter().zip(&mut samples) {
             let truth =
                 victims::run(&(configuration.command)(&arguments)).with_context(|| configuration.name.clone())?;
+            remnants::await_end()?;
             samples.push(truth.ns_per_task.context("the victim did not time itself")?);
         }
     }

@@ -1,0 +1,68 @@
+//! What leakmon leaves running when it returns: a child that takes its probes away, while the next configuration is being measured.
+//!
+//! In: this process's children. Out: nothing; it returns when those have gone, and their probes with them. Without that, every
+//! configuration but the first of a round would pay for the breakpoints and the programs of the one before.
+
+use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    sys::{prctl::set_child_subreaper, wait::waitpid},
+    unistd::Pid,
+};
+use std::{fs, process};
+
+/// Has leakmon's children become this process's own when leakmon ends.
+pub(super) fn adopt() -> Result<()> {
+    set_child_subreaper(true).context("can't adopt what leakmon leaves behind")
+}
+
+/// Waits for what leakmon has left behind. Whoever started leakmon has waited for it already.
+pub(super) fn await_end() -> Result<()> {
+    for tgid in left_behind()? {
+        match waitpid(Pid::from_raw(tgid), None) {
+            // The kernel has closed its files before it tells of its end (`do_exit` in kernel/exit.c).
+            Ok(_) | Err(Errno::ECHILD) => {}
+            Err(error) => return Err(error).context("can't wait for what leakmon left behind"),
+        }
+    }
+    Ok(())
+}
+
+/// Children of this process that are called `leakmon`. A process that goes meanwhile is none.
+fn left_behind() -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("can't read /proc")? {
+        let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) else {
+            continue;
+        };
+        found.extend(child_of(&stat, "leakmon", process::id()));
+    }
+    Ok(found)
+}
+
+/// The process of a line of `/proc/PID/stat` (proc(5): `pid (comm) state ppid …`), where it has this name and this parent.
+fn child_of(stat: &str, name: &str, parent: u32) -> Option<i32> {
+    let (tgid, rest) = stat.split_once(" (")?;
+    // A name may have parentheses; what follows the last one has none.
+    let (comm, rest) = rest.rsplit_once(") ")?;
+    let ppid: u32 = rest.split(' ').nth(1)?.parse().ok()?;
+    (comm == name && ppid == parent).then(|| tgid.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_children_of_that_name_are_waited_for() {
+        assert_eq!(child_of("12 (leakmon) S 7 12 12 0", "leakmon", 7), Some(12));
+        for other in [
+            "12 (leakmon) S 8 12 12 0",
+            "12 (a) leakmon) S 7 12",
+            "12 (leakmon) S",
+            "",
+        ] {
+            assert_eq!(child_of(other, "leakmon", 7), None, "{other}");
+        }
+    }
+}
