@@ -8,15 +8,11 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Changes whenever a layout below changes; pinned maps of another version are discarded.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Most frames of a stack. 127 is what the kernel's own stack helpers keep (`PERF_MAX_STACK_DEPTH`).
 pub const FRAMES_MAX: usize = 127;
 
-/// Tasks that can be followed at once, unless configured otherwise.
-pub const LIVE_ENTRIES_MAX: u32 = 1 << 20;
-/// Of them, those in the first of two tables: a pass takes some 12 ns a bucket, be it empty, which is 12 ms over a million.
-pub const LIVE_FIRST_ENTRIES_MAX: u32 = 1 << 16;
 /// Different stacks that can be kept, unless configured otherwise.
 pub const STACKS_ENTRIES_MAX: u32 = 1 << 14;
 /// Pairs of a target and a stack that can be counted, unless configured otherwise.
@@ -240,45 +236,8 @@ macro_rules! layout {
     };
 }
 
-layout! {
-    /// Key of `LIVE` and `LIVE_MORE`: one task or thread.
-    pub struct LiveKey {
-        /// [`TargetId`].
-        pub target: u64,
-        /// Address of the task's header in the target; of a thread its tid with the highest bit set, which no address of
-        /// a process has.
-        pub header: u64,
-    }
-}
-
-impl LiveKey {
-    const THREAD: u64 = 1 << 63;
-
-    /// The key of a thread.
-    #[must_use]
-    pub const fn thread(target: u64, tid: u32) -> Self {
-        Self {
-            target,
-            header: Self::THREAD | tid as u64,
-        }
-    }
-
-    /// Whether it is a thread's.
-    #[must_use]
-    pub const fn is_thread(&self) -> bool {
-        self.header & Self::THREAD != 0
-    }
-}
-
-layout! {
-    /// Value of `LIVE` and `LIVE_MORE`.
-    pub struct LiveValue {
-        /// Stack at birth.
-        pub stack: u64,
-        /// `CLOCK_MONOTONIC` at birth.
-        pub born_ns: u64,
-    }
-}
+mod live;
+pub use live::{LIVE_ENTRIES_MAX, LIVE_FIRST_ENTRIES_MAX, LIVE_SLOTS_MAX, LiveKey, LiveSlot, LiveValue};
 
 layout! {
     /// Key of `COUNTS`: one stack in one target.

@@ -17,6 +17,23 @@ pub unsafe fn exchange(place: *mut u64, mut value: u64) -> u64 {
     value
 }
 
+/// Puts `new` in place where `old` is there, and returns what was there.
+#[inline(always)]
+pub unsafe fn compare_exchange(place: *mut u64, old: u64, new: u64) -> u64 {
+    let found: u64;
+    // The instruction compares with r0, and leaves what it found there.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({0} + 0, r0, {1})",
+            in(reg) place,
+            in(reg) new,
+            inout("r0") old => found,
+            options(nostack)
+        );
+    }
+    found
+}
+
 /// `index & MASK`, in a form that LLVM can't reason away: the verifier wants to see it right before the access.
 #[inline(always)]
 pub fn masked<const MASK: u64>(index: u32) -> usize {

@@ -34,6 +34,8 @@ mod registers;
 #[cfg(target_arch = "bpf")]
 mod sample;
 #[cfg(target_arch = "bpf")]
+mod slots;
+#[cfg(target_arch = "bpf")]
 mod sweep;
 #[cfg(target_arch = "bpf")]
 mod target;

@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use leakmon_ebpf::abi::{
     Ages, COUNTS_ENTRIES_MAX, CountKey, CountValue, IMAGES_ENTRIES_MAX, LIVE_ENTRIES_MAX, LIVE_FIRST_ENTRIES_MAX,
-    LiveKey, LiveValue, Loss, Meta, PinnedImage, RING_BYTES, STACKS_ENTRIES_MAX, Stack, TARGETS_ENTRIES_MAX,
-    TargetEntry, Totals, WATCHED_ENTRIES_MAX,
+    LIVE_SLOTS_MAX, LiveKey, LiveSlot, LiveValue, Loss, Meta, PinnedImage, RING_BYTES, STACKS_ENTRIES_MAX, Stack,
+    TARGETS_ENTRIES_MAX, TargetEntry, Totals, WATCHED_ENTRIES_MAX,
 };
 use leakmon_ebpf::{
     rows::{
@@ -21,7 +21,11 @@ use leakmon_ebpf::{
     step::Walk,
 };
 
-/// Live tasks and threads, those that find room; see [`crate::live`]. 96 bytes an entry of capacity, 6 MiB by default, all of them taken at
+/// Live tasks, those whose place is free; see [`crate::slots`]. 64 bytes each, 1 MiB. Taken: [`LIVE`] is used.
+#[map]
+pub static LIVE_SLOTS: Array<LiveSlot> = Array::with_max_entries(LIVE_SLOTS_MAX, 0);
+
+/// Live tasks that found their place taken, and threads; see [`crate::live`]. 96 bytes an entry of capacity, 6 MiB by default, all of them taken at
 /// the start: allocating and freeing an entry at each birth and end costs more than all else that the two programs do.
 /// Full: [`LIVE_MORE`] is used.
 #[map]
@@ -165,6 +169,10 @@ static DEBUG: u32 = 0;
 #[unsafe(no_mangle)]
 static LIVE_MORE_ENTRIES: u32 = LIVE_ENTRIES_MAX - LIVE_FIRST_ENTRIES_MAX;
 
+/// Whether [`LIVE_SLOTS`] are used; set before loading.
+#[unsafe(no_mangle)]
+static LIVE_SLOTS_USED: u32 = 1;
+
 /// Hits that a target may have in a second before it is paused, and for how long; 0 pauses nobody. Set before loading.
 #[unsafe(no_mangle)]
 static HITS_PER_SECOND_MAX: u64 = leakmon_ebpf::abi::HITS_PER_SECOND_MAX;
@@ -200,6 +208,7 @@ setting!(remember_walks: u32 = REMEMBER_WALKS);
 setting!(trace: u32 = TRACE);
 setting!(debug: u32 = DEBUG);
 setting!(live_more_entries: u32 = LIVE_MORE_ENTRIES);
+setting!(live_slots: u32 = LIVE_SLOTS_USED);
 setting!(hits_per_second_max: u64 = HITS_PER_SECOND_MAX);
 setting!(pause_ns: u64 = PAUSE_NS);
 setting!(task_tgid_offset: u64 = TASK_TGID_OFFSET);

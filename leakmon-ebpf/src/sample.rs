@@ -10,7 +10,6 @@ use aya_ebpf::{
     maps::{Array, HashMap},
     programs::RawTracePointContext,
 };
-use core::ffi::c_void;
 use leakmon_ebpf::abi::{
     CountKey, LiveKey, LiveValue, SAMPLE_CHUNKS_MAX, SAMPLES_PER_CHUNK, Sample, WANTED_ENTRIES_MAX, Wanted,
 };
@@ -52,26 +51,17 @@ pub fn sample(ctx: &RawTracePointContext) -> i32 {
     let Some(found) = SAMPLED.get_ptr_mut(0) else {
         return 0;
     };
-    unsafe {
-        *found = 0;
-        live::for_each(visit, (&raw mut pass).cast());
-    }
+    unsafe { *found = 0 };
+    live::for_each(&mut pass);
     0
 }
 
-unsafe extern "C" fn visit(
-    _map: *mut c_void,
-    key: *const LiveKey,
-    value: *const LiveValue,
-    pass: *const c_void,
-) -> i64 {
-    unsafe {
-        let pass = pass.cast::<Pass>();
-        let LiveKey { target, header } = *key;
-        let LiveValue { stack, born_ns } = *value;
-        let group = if (*pass).target == 0 {
+impl live::Visit for Pass {
+    #[inline(always)]
+    fn visit(&mut self, LiveKey { target, header }: LiveKey, LiveValue { stack, born_ns }: LiveValue) {
+        let group = if self.target == 0 {
             group_of(CountKey { target, stack }, born_ns)
-        } else if target == (*pass).target && (header >> 7) & (*pass).parts_mask == (*pass).part {
+        } else if target == self.target && (header >> 7) & self.parts_mask == self.part {
             // Headers are multiples of 128 at best; the bits above tell them apart.
             Some(stack)
         } else {
@@ -81,7 +71,6 @@ unsafe extern "C" fn visit(
             keep(Sample { header, group, born_ns });
         }
     }
-    0
 }
 
 /// The group of a task of this stack, where it is wanted and there is room for it.

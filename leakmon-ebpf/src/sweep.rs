@@ -9,7 +9,6 @@ use crate::{
     maps::{AGES, COUNTS, PURGED},
 };
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns, programs::RawTracePointContext};
-use core::ffi::c_void;
 use leakmon_ebpf::abi::{AGE_CLASSES, Ages, CountKey, LiveKey, LiveValue, age_class};
 
 #[repr(C)]
@@ -31,37 +30,32 @@ pub fn sweep(ctx: &RawTracePointContext) -> i32 {
         number: ctx.arg(0),
         now_ns: unsafe { bpf_ktime_get_ns() },
     };
-    unsafe { live::for_each(visit, (&raw mut pass).cast()) };
+    live::for_each(&mut pass);
     0
 }
 
-unsafe extern "C" fn visit(
-    _map: *mut c_void,
-    key: *const LiveKey,
-    value: *const LiveValue,
-    pass: *const c_void,
-) -> i64 {
-    unsafe {
-        let key = *key;
-        let LiveValue { stack, born_ns } = *value;
+impl live::Visit for Pass {
+    #[inline(always)]
+    fn visit(&mut self, key: LiveKey, LiveValue { stack, born_ns }: LiveValue) {
         if PURGED.get_ptr(key.target).is_some() {
             let _gone = live::take(key);
-            return 0;
+            return;
         }
         let count_key = CountKey {
             target: key.target,
             stack,
         };
-        let Pass { number, now_ns } = *pass.cast::<Pass>();
-        if let Some(count) = COUNTS.get_ptr_mut(count_key) {
-            if (*count).swept != number || born_ns < (*count).oldest_born_ns {
+        let Some(count) = COUNTS.get_ptr_mut(count_key) else {
+            return;
+        };
+        unsafe {
+            if (*count).swept != self.number || born_ns < (*count).oldest_born_ns {
                 (*count).oldest_born_ns = born_ns;
-                (*count).swept = number;
+                (*count).swept = self.number;
             }
-            count_age(count_key, number, now_ns.saturating_sub(born_ns));
+            count_age(count_key, self.number, self.now_ns.saturating_sub(born_ns));
         }
     }
-    0
 }
 
 /// Adds a task to its age class; the first one of a sweep begins at zero. Only one sweep runs at a time.

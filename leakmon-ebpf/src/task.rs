@@ -101,8 +101,10 @@ fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     let value = LiveValue { stack, born_ns: now_ns };
     let is_tracked = match live::insert(key, value) {
         Ok(()) => true,
-        // Who was there may have gone just now.
-        Err(Refused::Taken) => replace(key, value, now_ns) || live::insert(key, value).is_ok(),
+        Err(Refused::Taken) => {
+            close_old(key, now_ns);
+            live::insert(key, value).is_ok()
+        }
         Err(Refused::Full) => false,
     };
     if is_tracked {
@@ -120,7 +122,7 @@ pub fn track_thread(key: LiveKey, stack: u64, started_ns: u64) {
         stack,
         born_ns: started_ns,
     };
-    match live::insert(key, value) {
+    match live::insert_thread(key, value) {
         Ok(()) => count_tracked(key, stack, Cookie::THREAD, started_ns),
         Err(Refused::Taken) => {}
         Err(Refused::Full) => target::count_untracked(key.target, Loss::LiveFull),
@@ -165,30 +167,13 @@ fn take(key: LiveKey, now_ns: u64) -> Option<*mut CountValue> {
     Some(count)
 }
 
-/// Closes the task that was born at the same address, where there is one.
+/// Closes the task that was born at the same address and never seen to end, where there is one: a blocking task dropped unrun is freed
+/// without completing.
 #[inline(always)]
 fn close_old(key: LiveKey, now_ns: u64) {
     if untrack(key, now_ns) {
         target::count_replaced(key.target);
     }
-}
-
-/// Closes the task that was born at the same address and never seen to end (a blocking task dropped unrun is freed
-/// without completing), and puts the new one in its place. False where it has gone just now.
-#[inline(always)]
-fn replace(key: LiveKey, value: LiveValue, now_ns: u64) -> bool {
-    let Some(old_stack) = live::replace(key, value) else {
-        return false;
-    };
-    count_end(
-        CountKey {
-            target: key.target,
-            stack: old_stack,
-        },
-        now_ns,
-    );
-    target::count_replaced(key.target);
-    true
 }
 
 /// Adds one to `born`, making the entry where there is none. False where the table is full.

@@ -50,6 +50,24 @@ fn threads_are_told_from_tasks() {
 }
 
 #[test]
+fn places_are_spread_and_within_their_map() {
+    assert_eq!(size_of::<LiveSlot>(), 64);
+    let target = TargetId::new(4_194_303, 1_795_894_848_301_344_952).0;
+    // Headers as allocators give them, side by side: 8 places as many as there are of them.
+    for stride in [128, 256, 384, 1024, 4096] {
+        let mut taken = [0; LIVE_SLOTS_MAX as usize];
+        for index in 0..u64::from(LIVE_SLOTS_MAX / 8) {
+            let header = 0x7f12_3400_0000 + index * stride;
+            taken[LiveKey { target, header }.slot() as usize] += 1;
+        }
+        assert!(taken.iter().all(|&count| count <= 3), "{stride}");
+    }
+    for key in [LiveKey::thread(u64::MAX, u32::MAX), LiveKey { target: 0, header: 0 }] {
+        assert!(key.slot() < LIVE_SLOTS_MAX);
+    }
+}
+
+#[test]
 fn targets_of_one_process_differ_by_time() {
     let first = TargetId::new(4_194_303, 1_000_000);
     let second = TargetId::new(4_194_303, 1_000_001);

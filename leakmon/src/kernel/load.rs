@@ -20,7 +20,8 @@ use aya::{
     programs::{ProgramError, RawTracePoint, TestRun, UProbe},
 };
 use leakmon_ebpf::abi::{
-    Ages, CountKey, CountValue, LIVE_FIRST_ENTRIES_MAX, Loss, PinnedImage, Stack, TargetEntry, TargetId, Totals,
+    Ages, CountKey, CountValue, LIVE_FIRST_ENTRIES_MAX, LIVE_SLOTS_MAX, Loss, PinnedImage, Stack, TargetEntry,
+    TargetId, Totals,
 };
 use leakmon_ebpf::rows::ProcessMappings;
 use std::collections::BTreeMap;
@@ -325,6 +326,8 @@ fn load_object(
     let (trace, debug) = (flag(settings.trace), flag(settings.debug));
     let live_first = settings.live_entries_max.min(LIVE_FIRST_ENTRIES_MAX);
     let live_more = settings.live_entries_max - live_first;
+    // Which places will be taken is chance, so they come on top of what was asked for, and a small bound has none.
+    let live_slots = flag(live_more >= LIVE_SLOTS_MAX);
     let mut loader = EbpfLoader::new();
     if let Some(pins) = pins {
         for name in pins::MAPS {
@@ -344,6 +347,7 @@ fn load_object(
         .map_max_entries("PURGED", settings.targets_entries_max)
         .map_max_entries("MAPPINGS", settings.targets_entries_max)
         .override_global("LIVE_MORE_ENTRIES", &live_more, true)
+        .override_global("LIVE_SLOTS_USED", &live_slots, true)
         .override_global("HITS_PER_SECOND_MAX", &settings.hits_per_second_max, true)
         .override_global("PAUSE_NS", &settings.pause_ns, true)
         .override_global("WALK_STACKS", &walk, true)

@@ -40,7 +40,8 @@ pub const DIRECTORY: &str = "/sys/fs/bpf/leakmon";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// Maps that outlive the daemon. Scratch memory is each program's own.
-pub(super) const MAPS: [&str; 16] = [
+pub(super) const MAPS: [&str; 17] = [
+    "LIVE_SLOTS",
     "LIVE",
     "LIVE_MORE",
     "OVERFLOW",

@@ -11,7 +11,8 @@ use aya::{
     maps::{Array, MapData},
 };
 use leakmon_ebpf::abi::{
-    CountKey, LiveKey, LiveValue, SAMPLE_CHUNKS_MAX, SAMPLES_PER_CHUNK, Sample, TargetId, WANTED_ENTRIES_MAX, Wanted,
+    CountKey, LiveKey, LiveSlot, LiveValue, SAMPLE_CHUNKS_MAX, SAMPLES_PER_CHUNK, Sample, TargetId, WANTED_ENTRIES_MAX,
+    Wanted,
 };
 use zerocopy::FromBytes;
 
@@ -32,7 +33,8 @@ pub(super) struct SampleMaps {
     wanted: Table<CountKey, Wanted, 16, { size_of::<Wanted>() }>,
     samples: Array<MapData, [u8; CHUNK_BYTES]>,
     sampled: Array<MapData, u64>,
-    /// The two tables of live tasks.
+    slots: Array<MapData, [u8; size_of::<LiveSlot>()]>,
+    /// The two hashes of live tasks.
     live: [Table<LiveKey, LiveValue, 16, { size_of::<LiveValue>() }>; 2],
 }
 
@@ -40,7 +42,9 @@ impl SampleMaps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         let samples = ebpf.take_map("SAMPLES").ok_or(KernelError::NoMap("SAMPLES"))?;
         let sampled = ebpf.take_map("SAMPLED").ok_or(KernelError::NoMap("SAMPLED"))?;
+        let slots = ebpf.take_map("LIVE_SLOTS").ok_or(KernelError::NoMap("LIVE_SLOTS"))?;
         Ok(Self {
+            slots: Array::try_from(slots).map_err(|error| KernelError::Map("LIVE_SLOTS", error))?,
             wanted: Table::take(ebpf, "WANTED")?,
             samples: Array::try_from(samples).map_err(|error| KernelError::Map("SAMPLES", error))?,
             sampled: Array::try_from(sampled).map_err(|error| KernelError::Map("SAMPLED", error))?,
@@ -52,6 +56,17 @@ impl SampleMaps {
         for (key, _) in self.wanted.entries() {
             self.wanted.remove(&key);
         }
+    }
+
+    /// What is known of a live task; `None` where it is not live.
+    fn find(&self, key: LiveKey) -> Option<LiveValue> {
+        let bytes = self.slots.get(&key.slot(), 0).ok()?;
+        let slot = LiveSlot::read_from_bytes(&bytes).ok()?;
+        let is_here = slot.state & LiveSlot::PHASES == LiveSlot::FULL && slot.key == key;
+        if is_here {
+            return Some(slot.value);
+        }
+        self.live.iter().find_map(|table| table.get(&key))
     }
 
     /// What the last pass found.
@@ -113,8 +128,7 @@ impl Kernel {
             target: target.0,
             header,
         };
-        let found = self.samples.live.iter().find_map(|table| table.get(&key));
-        found.is_some_and(|value| value.born_ns == born_ns)
+        self.samples.find(key).is_some_and(|value| value.born_ns == born_ns)
     }
 
     /// `None` where one of the parts does not fit.

@@ -61,7 +61,7 @@ impl Ground {
         Daemon::start(&[&["--config", config, "--pin", "--pin-dir", pins], what].concat())
     }
 
-    /// Tasks that are in the second of the two tables of live ones.
+    /// Tasks that are in the second of the two hashes of live ones.
     pub(super) fn overflow(&self) -> u64 {
         let map = MapData::from_pin(self.pins.join("maps/OVERFLOW")).unwrap();
         Array::<_, u64>::try_from(Map::Array(map)).unwrap().get(&0, 0).unwrap()
