@@ -2,7 +2,7 @@
 //!
 //! In: the victim `callsites`. Out: three tables. The victim's own cost is the subject of `tasks`, not of this file.
 
-use super::watched::{self, Watched};
+use super::watched::{self, Layout, Watched};
 use crate::{
     build_ebpf,
     victims::{self, Build, Truth},
@@ -27,8 +27,19 @@ const LIVE: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const SITES: [u32; 4] = [10, 100, 1_000, 10_000];
 /// How long the daemon may take to show what the victim knows.
 const AGREEMENT: Duration = Duration::from_secs(60);
-/// Sizes of a key and a value of `LIVE` and `LIVE_MORE` (leakmon-ebpf/src/abi.rs).
-const LIVE_ENTRY: (u32, u32) = (16, 16);
+/// `LIVE` and `LIVE_MORE`, which are hashes, and `LIVE_SLOTS`, an array (leakmon-ebpf/src/abi/live.rs).
+const LIVE_TABLES: [Layout; 2] = [
+    Layout {
+        map_type: 1,
+        key_size: 16,
+        value_size: 16,
+    },
+    Layout {
+        map_type: 2,
+        key_size: 4,
+        value_size: 64,
+    },
+];
 
 /// A victim and its daemon.
 struct Pair {
@@ -85,7 +96,7 @@ fn live(programs: &(PathBuf, PathBuf)) -> Result<String> {
         pair.victim.go_on()?;
         let truth = Truth::parse(&pair.victim.line()?)?;
         pair.agree(&truth)?;
-        let tables = watched::hashes(pair.daemon.tgid(), LIVE_ENTRY.0, LIVE_ENTRY.1)?;
+        let tables = watched::tables(pair.daemon.tgid(), &LIVE_TABLES)?;
         let _ = writeln!(
             text,
             "| {live} | {:.1} | {:.1} | {} | {:.0} |",

@@ -91,6 +91,11 @@ pub(super) fn bpftrace(workspace: &Workspace, victim: &Path) -> Result<std::resu
     })))
 }
 
+/// Whether a mangled name has these parts and is no closure's, whose first argument is another.
+fn is_function(name: &str, parts: &[&str]) -> bool {
+    parts.iter().all(|part| name.contains(part)) && !name.contains("closure")
+}
+
 fn script_for(victim: &Path) -> Result<String> {
     let bytes = fs::read(victim).with_context(|| format!("can't read {}", victim.display()))?;
     let file = object::File::parse(&*bytes).with_context(|| format!("{}: no object file", victim.display()))?;
@@ -98,7 +103,7 @@ fn script_for(victim: &Path) -> Result<String> {
         let names = file
             .symbols()
             .filter_map(|symbol| symbol.name().ok().map(str::to_owned));
-        let wanted = names.filter(|name| parts.iter().all(|part| name.contains(part)));
+        let wanted = names.filter(|name| is_function(name, parts));
         let probes = wanted.map(|name| format!("uprobe:{}:\"{name}\"", victim.display()));
         probes.collect::<Vec<_>>().join(",\n")
     };
@@ -113,4 +118,20 @@ fn script_for(victim: &Path) -> Result<String> {
     let _ = writeln!(script, "{births}\n{{ @stack[arg1] = ustack; @live[ustack]++; }}");
     let _ = writeln!(script, "{ends}\n{{ @live[@stack[arg0]]--; delete(@stack[arg0]); }}");
     Ok(script)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closures_within_a_function_are_not_it() {
+        let complete = "_ZN5tokio7runtime4task7harness20Harness$LT$T$C$S$GT$8complete17h4519179142834803E";
+        let closure =
+            "_ZN5tokio7runtime4task7harness20Harness$LT$T$C$S$GT$8complete28_$u7b$$u7b$closure$u7d$$u7d$17h03c3E";
+        let parts = ["7harness", "Harness", "8complete"];
+        assert!(is_function(complete, &parts));
+        assert!(!is_function(closure, &parts));
+        assert!(!is_function(complete, &["OwnedTasks", "bind_inner"]));
+    }
 }

@@ -121,19 +121,30 @@ pub(super) fn anonymous_bytes(tgid: u32) -> Result<u64> {
     Ok(kib.trim().parse::<u64>()? * 1024)
 }
 
-/// What a process's BPF hashes with keys and values of certain sizes take and hold.
+/// Which of a process's BPF maps are meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    /// `enum bpf_map_type` (include/uapi/linux/bpf.h).
+    pub(super) map_type: u32,
+    /// Bytes.
+    pub(super) key_size: u32,
+    /// Bytes.
+    pub(super) value_size: u32,
+}
+
+/// What a process's BPF maps of certain layouts take and hold.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Hashes {
+pub(super) struct Tables {
     /// `memlock` of `/proc/PID/fdinfo/FD`.
     pub(super) bytes: u64,
     /// Entries for which there is room.
     pub(super) entries_max: u64,
 }
 
-/// All such hashes of a process, added up.
-pub(super) fn hashes(tgid: u32, key_size: u32, value_size: u32) -> Result<Hashes> {
+/// All such maps of a process, added up.
+pub(super) fn tables(tgid: u32, layouts: &[Layout]) -> Result<Tables> {
     let folder = format!("/proc/{tgid}/fdinfo");
-    let (mut sum, mut seen) = (Hashes::default(), BTreeSet::new());
+    let (mut sum, mut seen) = (Tables::default(), BTreeSet::new());
     for entry in fs::read_dir(&folder).with_context(|| format!("can't read {folder}"))? {
         let Ok(text) = fs::read_to_string(entry?.path()) else {
             continue;
@@ -142,11 +153,22 @@ pub(super) fn hashes(tgid: u32, key_size: u32, value_size: u32) -> Result<Hashes
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
             line.strip_prefix(':')?.trim().parse().ok()
         };
-        // A hash (`BPF_MAP_TYPE_HASH`, include/uapi/linux/bpf.h).
-        let wanted = [("map_type", 1), ("key_size", key_size), ("value_size", value_size)];
-        let is_wanted = |(name, value): &(&str, u32)| field(name) == Some(u64::from(*value));
+        let is_wanted = |layout: &Layout| {
+            let Layout {
+                map_type,
+                key_size,
+                value_size,
+            } = *layout;
+            [
+                ("map_type", map_type),
+                ("key_size", key_size),
+                ("value_size", value_size),
+            ]
+            .iter()
+            .all(|(name, value)| field(name) == Some(u64::from(*value)))
+        };
         // A map may have several descriptors.
-        if wanted.iter().all(is_wanted) && seen.insert(field("map_id")) {
+        if layouts.iter().any(is_wanted) && seen.insert(field("map_id")) {
             sum.bytes += field("memlock").context("a map without memlock")?;
             sum.entries_max += field("max_entries").context("a map without max_entries")?;
         }
