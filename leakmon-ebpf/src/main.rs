@@ -28,6 +28,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod memo;
 #[cfg(target_arch = "bpf")]
+mod private_stack;
+#[cfg(target_arch = "bpf")]
 mod process;
 #[cfg(target_arch = "bpf")]
 mod registers;
@@ -56,18 +58,21 @@ mod programs {
     /// A task has been born.
     #[uprobe]
     pub fn task_birth(ctx: ProbeContext) -> u32 {
+        crate::private_stack::refuse(&ctx);
         crate::task::birth(&ctx)
     }
 
     /// A task has ended.
     #[uprobe]
     pub fn task_end(ctx: ProbeContext) -> u32 {
+        crate::private_stack::refuse(&ctx);
         crate::task::end(&ctx)
     }
 
     /// A process stands at its entry point.
     #[uprobe]
     pub fn process_entry(ctx: ProbeContext) -> u32 {
+        crate::private_stack::refuse(&ctx);
         crate::process::entry(&ctx)
     }
 

@@ -6,7 +6,7 @@ use crate::memo::Memo;
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use leakmon_ebpf::abi::{
     Ages, COUNTS_ENTRIES_MAX, CountKey, CountValue, IMAGES_ENTRIES_MAX, LIVE_ENTRIES_MAX, LIVE_FIRST_ENTRIES_MAX,
@@ -149,6 +149,14 @@ pub struct RowChunk(pub [Row; ROWS_PER_CHUNK as usize]);
 #[repr(C)]
 pub struct PageChunk(pub [Page; PAGES_PER_CHUNK as usize]);
 
+/// No program, for a tail call that is never made; see [`crate::private_stack`].
+#[map]
+pub static NOWHERE: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Always 0, which the compiler does not know.
+#[unsafe(no_mangle)]
+static NEVER: u32 = 0;
+
 /// Whether stacks are walked; set before loading.
 #[unsafe(no_mangle)]
 static WALK_STACKS: u32 = 1;
@@ -203,6 +211,7 @@ macro_rules! setting {
         }
     };
 }
+setting!(never: u32 = NEVER);
 setting!(walk_stacks: u32 = WALK_STACKS);
 setting!(remember_walks: u32 = REMEMBER_WALKS);
 setting!(trace: u32 = TRACE);

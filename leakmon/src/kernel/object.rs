@@ -46,6 +46,7 @@ fn choose<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
     #[test]
     fn only_an_object_from_these_sources_is_used() {
@@ -76,5 +77,38 @@ mod tests {
             assert_eq!(object.as_ptr().align_offset(8), 0);
             assert_eq!(object.get(..4), Some(&b"\x7fELF"[..]));
         }
+    }
+
+    #[test]
+    fn no_program_of_a_probe_is_given_a_stack_that_it_would_share() {
+        // An instruction has eight bytes: opcode, two registers, offset, immediate (Documentation/bpf/standardization).
+        const FRAME_POINTER: u8 = 10;
+        let uses_stack = |bytes: &[u8]| bytes[1] >> 4 == FRAME_POINTER || bytes[1] & 15 == FRAME_POINTER;
+        // `BPF_JMP | BPF_CALL` of helper 12, `bpf_tail_call` (include/uapi/linux/bpf.h).
+        let calls_tail = |bytes: &[u8]| bytes[0] == 0x85 && bytes[1] == 0 && bytes[4..] == 12_u32.to_le_bytes();
+        let Some(object) = OBJECT else {
+            return;
+        };
+        let file = object::File::parse(object).unwrap();
+        let section = file.section_by_name("uprobe").unwrap();
+        let code = section.data().unwrap();
+        let mut with_stack = Vec::new();
+        for program in file
+            .symbols()
+            .filter(|symbol| symbol.section_index() == Some(section.index()))
+        {
+            let (start, size) = (program.address() as usize, program.size() as usize);
+            let instructions = || code[start..start + size].chunks_exact(8);
+            if instructions().any(uses_stack) {
+                let name = program.name().unwrap();
+                assert!(
+                    instructions().any(calls_tail),
+                    "{name}: see leakmon-ebpf/src/private_stack.rs"
+                );
+                with_stack.push(name);
+            }
+        }
+        with_stack.sort_unstable();
+        assert_eq!(with_stack, ["process_entry", "task_birth", "task_end"]);
     }
 }
