@@ -30,23 +30,26 @@ const EEXIST: i32 = 17;
 #[inline(always)]
 pub fn insert(key: LiveKey, value: LiveValue) -> Result<(), Refused> {
     let place = Place::of(key).ok_or(Refused::Full)?;
-    if place.holds(key) || (place.has_spilled() && is_hashed(key)) {
+    if place.holds(key) {
         return Err(Refused::Taken);
     }
-    if place.put(key, value) {
-        return Ok(());
+    if place.is_free() {
+        // It may have been taken when this address was used before.
+        if place.has_spilled() && is_hashed(key) {
+            return Err(Refused::Taken);
+        }
+        if place.put(key, value) {
+            return Ok(());
+        }
     }
-    spill(place, key, value)
+    insert_hashed(place, key, value)
 }
 
 /// Puts in a thread that is not there yet.
 #[inline(always)]
 pub fn insert_thread(key: LiveKey, value: LiveValue) -> Result<(), Refused> {
     let place = Place::of(key).ok_or(Refused::Full)?;
-    if is_overflowing() && LIVE_MORE.get_ptr(key).is_some() {
-        return Err(Refused::Taken);
-    }
-    spill(place, key, value)
+    insert_hashed(place, key, value)
 }
 
 /// Takes a task or thread out: its stack; `None` where there is none, or another processor has taken it just now.
@@ -111,7 +114,10 @@ unsafe extern "C" fn visit_hashed<V: Visit>(
 
 /// Puts what has no place into a hash. Counted first, so that whoever looks for it finds that it may be there.
 #[inline(always)]
-fn spill(place: Place, key: LiveKey, value: LiveValue) -> Result<(), Refused> {
+fn insert_hashed(place: Place, key: LiveKey, value: LiveValue) -> Result<(), Refused> {
+    if is_overflowing() && LIVE_MORE.get_ptr(key).is_some() {
+        return Err(Refused::Taken);
+    }
     place.count_spilled(1);
     let inserted = match LIVE.insert(key, value, u64::from(BPF_NOEXIST)) {
         Ok(()) => return Ok(()),

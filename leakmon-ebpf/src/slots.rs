@@ -1,10 +1,10 @@
-//! Places of live tasks that need no hash: most tasks are born and end in one, and the two that share a place are few.
+//! Places of live tasks that need no hash: while there are far fewer tasks than places, most are born and end in one.
 //!
 //! In: keys and values. Out: what a place held. Each key has one place, and where that is taken by another task the key goes to the
 //! hashes ([`crate::live`]), which the place counts, so that nobody looks there in vain. Threads are not kept here: two may tell of one
 //! at the same moment, and only a hash lets just the first of them in.
 //!
-//! A place changes by compare-and-swap of its state alone, whose number never comes back, so whoever has read a full place and
+//! A place is taken and freed by compare-and-swap of its state, whose number never comes back: whoever has read a full place and
 //! swaps its state has taken what was read.
 
 use crate::{atomic, maps::LIVE_SLOTS, maps::live_slots};
@@ -29,8 +29,10 @@ impl Place {
         let slot = self.0;
         unsafe {
             let state = (&raw const (*slot).state).read_volatile();
-            let holds = state & LiveSlot::PHASES == LiveSlot::FULL && (*slot).key.header == key.header;
-            (holds && (*slot).key.target == key.target).then_some(state)
+            let held = (&raw const (*slot).key).read_volatile();
+            let holds =
+                state & LiveSlot::PHASES == LiveSlot::FULL && held.header == key.header && held.target == key.target;
+            holds.then_some(state)
         }
     }
 
@@ -40,13 +42,20 @@ impl Place {
         self.state_of(key).is_some()
     }
 
-    /// Puts a task here; false where the place is taken, or none may be used.
+    /// Whether nothing is here; never where no place may be used.
+    #[inline(always)]
+    pub fn is_free(self) -> bool {
+        let state = unsafe { (&raw const (*self.0).state).read_volatile() };
+        live_slots() != 0 && state & LiveSlot::PHASES == LiveSlot::FREE
+    }
+
+    /// Puts a task here where the place is free; false where another was quicker.
     #[inline(always)]
     pub fn put(self, key: LiveKey, value: LiveValue) -> bool {
         let slot = self.0;
         unsafe {
             let state = (&raw const (*slot).state).read_volatile();
-            if state & LiveSlot::PHASES != LiveSlot::FREE || live_slots() == 0 {
+            if state & LiveSlot::PHASES != LiveSlot::FREE {
                 return false;
             }
             let filling = state + LiveSlot::FILLING;
@@ -67,7 +76,8 @@ impl Place {
         let state = self.state_of(key)?;
         let slot = self.0;
         unsafe {
-            let stack = (*slot).value.stack;
+            // Volatile, so that it is read before the state is swapped, and after it was read.
+            let stack = (&raw const (*slot).value.stack).read_volatile();
             let free = state + (LiveSlot::PHASES + 1 - LiveSlot::FULL);
             (atomic::compare_exchange(&raw mut (*slot).state, state, free) == state).then_some(stack)
         }

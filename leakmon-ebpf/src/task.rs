@@ -101,6 +101,7 @@ fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     let value = LiveValue { stack, born_ns: now_ns };
     let is_tracked = match live::insert(key, value) {
         Ok(()) => true,
+        // In a full table another birth may take what is freed here; then this one is not tracked.
         Err(Refused::Taken) => {
             close_old(key, now_ns);
             live::insert(key, value).is_ok()

@@ -5,7 +5,7 @@
 #[cfg(not(target_arch = "bpf"))]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Tasks and threads that can be followed at once, unless configured otherwise.
+/// Tasks and threads that can be followed at once at least, unless configured otherwise; those in places come on top.
 pub const LIVE_ENTRIES_MAX: u32 = 1 << 20;
 /// Of them, those in the first of two hashes: a pass takes some 12 ns a bucket, be it empty, which is 12 ms over a million.
 pub const LIVE_FIRST_ENTRIES_MAX: u32 = 1 << 16;

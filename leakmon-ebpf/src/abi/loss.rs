@@ -6,7 +6,7 @@
 pub enum Loss {
     /// An event found no room in the ring.
     RingFull = 0,
-    /// `LIVE` and `LIVE_MORE` were full: the birth is untracked.
+    /// The task's place was taken, and `LIVE` and `LIVE_MORE` were full: the birth is untracked.
     LiveFull = 1,
     /// `STACKS` was full: the birth is counted under its site alone.
     StacksFull = 2,

@@ -20,8 +20,7 @@ use aya::{
     programs::{ProgramError, RawTracePoint, TestRun, UProbe},
 };
 use leakmon_ebpf::abi::{
-    Ages, CountKey, CountValue, LIVE_FIRST_ENTRIES_MAX, LIVE_SLOTS_MAX, Loss, PinnedImage, Stack, TargetEntry,
-    TargetId, Totals,
+    Ages, CountKey, CountValue, LIVE_FIRST_ENTRIES_MAX, Loss, PinnedImage, Stack, TargetEntry, TargetId, Totals,
 };
 use leakmon_ebpf::rows::ProcessMappings;
 use std::collections::BTreeMap;
@@ -301,7 +300,7 @@ impl Kernel {
     #[must_use]
     pub const fn capacities(&self) -> [(&'static str, u32); 4] {
         [
-            ("live", self.settings.live_entries_max),
+            ("live", self.settings.live_capacity()),
             ("counts", self.counts.capacity()),
             ("stacks", self.stacks.capacity()),
             ("targets", self.targets.capacity()),
@@ -326,8 +325,7 @@ fn load_object(
     let (trace, debug) = (flag(settings.trace), flag(settings.debug));
     let live_first = settings.live_entries_max.min(LIVE_FIRST_ENTRIES_MAX);
     let live_more = settings.live_entries_max - live_first;
-    // Which places will be taken is chance, so they come on top of what was asked for, and a small bound has none.
-    let live_slots = flag(live_more >= LIVE_SLOTS_MAX);
+    let live_slots = flag(settings.live_slots() != 0);
     let mut loader = EbpfLoader::new();
     if let Some(pins) = pins {
         for name in pins::MAPS {

@@ -3,14 +3,14 @@
 //! In: bounds and switches that a person may set. Out: plain data. They are fixed once the programs are loaded.
 
 use leakmon_ebpf::abi::{
-    COUNTS_ENTRIES_MAX, HITS_PER_SECOND_MAX, LIVE_ENTRIES_MAX, PAUSE_NS, RING_BYTES, STACKS_ENTRIES_MAX,
-    TARGETS_ENTRIES_MAX,
+    COUNTS_ENTRIES_MAX, HITS_PER_SECOND_MAX, LIVE_ENTRIES_MAX, LIVE_FIRST_ENTRIES_MAX, LIVE_SLOTS_MAX, PAUSE_NS,
+    RING_BYTES, STACKS_ENTRIES_MAX, TARGETS_ENTRIES_MAX,
 };
 
 /// What the programs are loaded with. Entry counts are bounds of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
-    /// Tasks that can be followed at once.
+    /// Tasks that can be followed at once; see [`Settings::live_slots`].
     pub live_entries_max: u32,
     /// Stacks that can be kept.
     pub stacks_entries_max: u32,
@@ -34,6 +34,23 @@ pub struct Settings {
     pub debug: bool,
     /// Whether sites get programs that do nothing: the floor that benchmarks compare with.
     pub empty_programs: bool,
+}
+
+impl Settings {
+    /// Places of tasks that need no hash. Which of them will be taken is chance, so they come on top of what was asked for, and a small
+    /// bound has none.
+    pub(super) const fn live_slots(&self) -> u32 {
+        if self.live_entries_max >= LIVE_FIRST_ENTRIES_MAX + LIVE_SLOTS_MAX {
+            LIVE_SLOTS_MAX
+        } else {
+            0
+        }
+    }
+
+    /// Tasks that can be followed at once at most.
+    pub(super) const fn live_capacity(&self) -> u32 {
+        self.live_entries_max.saturating_add(self.live_slots())
+    }
 }
 
 impl Default for Settings {

@@ -75,7 +75,16 @@ impl Suspects {
     }
 }
 
-/// Reads the states of `tasks`, at most one for each header. `suspects` is what the last call left.
+/// By header, one for each. A pass may meet two tasks that lived at the same address one after the other: then the later one.
+fn by_header(tasks: &[Known]) -> Vec<Known> {
+    let mut sorted: Vec<Known> = tasks.iter().rev().copied().collect();
+    // A stable order, so that the later one comes first and is kept.
+    sorted.sort_by_key(|known| known.header);
+    sorted.dedup_by_key(|known| known.header);
+    sorted
+}
+
+/// Reads the states of `tasks`, which are in the order in which they were found. `suspects` is what the last call left.
 ///
 /// # Errors
 /// See [`MemoryError`].
@@ -86,8 +95,7 @@ pub fn read(
     suspects: &mut Suspects,
     confirm: Duration,
 ) -> Result<BTreeMap<u64, Group>, MemoryError> {
-    let mut sorted = tasks.to_vec();
-    sorted.sort_unstable_by_key(|known| known.header);
+    let sorted = by_header(tasks);
     let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
     let mut next = Suspects::default();
     for batch in sorted.chunks(HEADERS_AT_ONCE) {
@@ -146,4 +154,19 @@ pub(super) fn read_known(
         readings[index] = reading;
     }
     Ok(readings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_tasks_at_one_address_the_later_one_is_read() {
+        let found = [(0x100, 1), (0x80, 1), (0x100, 2), (0x180, 3)].map(|(header, group)| Known { header, group });
+        let read = by_header(&found)
+            .iter()
+            .map(|known| (known.header, known.group))
+            .collect::<Vec<_>>();
+        assert_eq!(read, [(0x80, 1), (0x100, 2), (0x180, 3)]);
+    }
 }

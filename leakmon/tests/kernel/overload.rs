@@ -196,17 +196,25 @@ fn births_beyond_both_hashes_are_untracked() {
     let Some(ground) = Ground::new("births_beyond_both_hashes_are_untracked") else {
         return;
     };
-    let room = LIVE_FIRST_ENTRIES_MAX + 1_000;
+    // With the smallest bound that has places beside the hashes, and with one that has none.
+    for more in [LIVE_SLOTS_MAX, 1_000] {
+        overflow_both(&ground, LIVE_FIRST_ENTRIES_MAX, more);
+    }
+}
+
+/// Holds more tasks than there is room for in all three tables, of which the last has room for `more`.
+fn overflow_both(ground: &Ground, first: u32, more: u32) {
+    let room = first + more;
     let daemon = ground.daemon(&format!("live_entries_max = {room}"));
     let mut storm = Storm::start(&ground.program);
     warm_up(&daemon, &mut storm);
-    let truth = storm.command(&format!("hold {}", room + 1_000));
+    let truth = storm.command(&format!("hold {}", room + LIVE_SLOTS_MAX + 1_000));
     let full = daemon.await_report("all births", |report| {
         let task = of_victim(report, storm.tgid()).unwrap_or_default();
         task.spawned + report.loss("live_full") == truth.total().spawned
     });
     assert!(full.loss("live_full") >= 1_000, "{}", full.loss("live_full"));
-    assert_eq!(ground.overflow(), 1_000);
+    assert_eq!(ground.overflow(), u64::from(more));
     let truth = storm.command("release");
     let untracked = full.loss("live_full");
     let expected = minus(&truth, untracked, untracked);

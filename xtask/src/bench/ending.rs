@@ -2,7 +2,7 @@
 //!
 //! In: the victim `every_spawn`, which has more task types than others and so more probe sites. Out: a table.
 
-use super::{Effort, summary::Summary};
+use super::{Effort, remnants, summary::Summary};
 use crate::{
     build_ebpf,
     victims::{self, Build},
@@ -52,6 +52,7 @@ pub(super) fn run(workspace: &Workspace, Effort { rounds, .. }: Effort) -> Resul
         let text = std::fs::read_to_string(&report).with_context(|| format!("can't read {}", report.display()))?;
         let report: serde_json::Value = serde_json::from_str(&text)?;
         let counts = &report["targets"][0]["sites"];
+        remnants::await_end()?;
         sites = counts["spawn"].as_u64().zip(counts["end"].as_u64());
     }
     let (Some(Summary { median, low, high }), Some((births, ends))) = (Summary::of(&samples), sites) else {
