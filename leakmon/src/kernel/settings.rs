@@ -10,7 +10,7 @@ use leakmon_ebpf::abi::{
 /// What the programs are loaded with. Entry counts are bounds of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
-    /// Tasks that can be followed at once; see [`Settings::live_slots`].
+    /// Tasks that can be followed at once at least; those in places come on top of a bound of 81,920 or more.
     pub live_entries_max: u32,
     /// Stacks that can be kept.
     pub stacks_entries_max: u32,
