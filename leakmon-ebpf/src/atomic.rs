@@ -1,4 +1,5 @@
-//! Instructions that LLVM would not emit as they are needed: atomic ones that `core` does not offer for BPF (its target has no compare-and-swap, so no `fetch_*`).
+//! Instructions that LLVM would not emit as they are needed: atomic ones that `core` does not offer for BPF (its target has no
+//! compare-and-swap, so no `fetch_*`).
 //!
 //! In: a pointer into a map value. Out: the old value, where there is one. The instructions are BPF's own (`BPF_ATOMIC`).
 

@@ -1,10 +1,10 @@
-//! The table of live tasks and threads: places that need no hash ([`crate::slots`]), and two hashes for what finds its place taken. A pass
-//! over a hash visits every bucket it has, so the first one is small, and the second, which has room for a million, is looked at only
-//! while there is something in it.
+//! The table of live tasks and threads: places that need no hash ([`crate::slots`]), and two hashes for what finds its place
+//! taken. A pass over a hash visits every bucket it has, so the first one is small, and the second, which has room for a million,
+//! is looked at only while there is something in it.
 //!
 //! In: keys and values. Out: what the table had. `OVERFLOW` is never less than what the second hash holds. A key is in one of the
-//! three at most, where no two processors put it in at the same moment: a task is born once at an address. Of a thread two may tell at
-//! once; both would count if just then the first hash were full for one and not for the other.
+//! three at most, where no two processors put it in at the same moment: a task is born once at an address. Of a thread two may
+//! tell at once; both would count if just then the first hash were full for one and not for the other.
 
 use crate::{
     atomic,

@@ -25,14 +25,14 @@ use leakmon_ebpf::{
 #[map]
 pub static LIVE_SLOTS: Array<LiveSlot> = Array::with_max_entries(LIVE_SLOTS_MAX, 0);
 
-/// Live tasks that found their place taken, and threads; see [`crate::live`]. 96 bytes an entry of capacity, 6 MiB by default, all of them taken at
-/// the start: allocating and freeing an entry at each birth and end costs more than all else that the two programs do.
-/// Full: [`LIVE_MORE`] is used.
+/// Live tasks that found their place taken, and threads; see [`crate::live`]. 96 bytes an entry of capacity, 6 MiB by default,
+/// all of them taken at the start: allocating and freeing an entry at each birth and end costs more than all else that the two
+/// programs do. Full: [`LIVE_MORE`] is used.
 #[map]
 pub static LIVE: HashMap<LiveKey, LiveValue> = HashMap::with_max_entries(LIVE_FIRST_ENTRIES_MAX, 0);
 
-/// The live tasks and threads that found no room in [`LIVE`]. 96 bytes an entry of capacity, 90 MiB by default, all of them taken at the start.
-/// Full: the birth is not counted (`untracked`), and nothing that is already counted becomes wrong.
+/// The live tasks and threads that found no room in [`LIVE`]. 96 bytes an entry of capacity, 90 MiB by default, all of them taken
+/// at the start. Full: the birth is not counted (`untracked`), and nothing that is already counted becomes wrong.
 #[map]
 pub static LIVE_MORE: HashMap<LiveKey, LiveValue> =
     HashMap::with_max_entries(LIVE_ENTRIES_MAX - LIVE_FIRST_ENTRIES_MAX, 0);
@@ -45,8 +45,8 @@ pub static OVERFLOW: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static COUNTS: HashMap<CountKey, CountValue> = HashMap::with_max_entries(COUNTS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
 
-/// How old live tasks are, per target and stack; written by the sweep alone. About 100 bytes an entry. As large as [`COUNTS`]; full: the
-/// ages of a stack are not known.
+/// How old live tasks are, per target and stack; written by the sweep alone. About 100 bytes an entry. As large as [`COUNTS`];
+/// full: the ages of a stack are not known.
 #[map]
 pub static AGES: HashMap<CountKey, Ages> = HashMap::with_max_entries(COUNTS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
 
@@ -62,8 +62,8 @@ pub static TARGETS: HashMap<u32, TargetEntry> = HashMap::with_max_entries(TARGET
 #[map]
 pub static TOTALS: HashMap<u64, Totals> = HashMap::with_max_entries(TARGETS_ENTRIES_MAX, BPF_F_NO_PREALLOC);
 
-/// Processes that are asked for by number, and their descendants where the value says so ([`FOLLOW`](leakmon_ebpf::abi::FOLLOW)). Full: a
-/// descendant is not followed.
+/// Processes that are asked for by number, and their descendants where the value says so ([`FOLLOW`](leakmon_ebpf::abi::FOLLOW)).
+/// Full: a descendant is not followed.
 #[map]
 pub static WATCHED: HashMap<u32, u32> = HashMap::with_max_entries(WATCHED_ENTRIES_MAX, BPF_F_NO_PREALLOC);
 
@@ -83,7 +83,8 @@ pub static LOSS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len(
 #[map]
 pub static META: Array<Meta> = Array::with_max_entries(1, 0);
 
-/// What image numbers stand for, where they are pinned; user space's own. About 1 KiB an entry in use. Full: the image is not watched.
+/// What image numbers stand for, where they are pinned; user space's own. About 1 KiB an entry in use. Full: the image is not
+/// watched.
 #[map]
 pub static IMAGES: HashMap<u32, PinnedImage> = HashMap::with_max_entries(IMAGES_ENTRIES_MAX, BPF_F_NO_PREALLOC);
 
@@ -107,8 +108,8 @@ pub static MEMOS: PerCpuArray<Memo> = PerCpuArray::with_max_entries(MEMO_SLOTS, 
 pub const MEMO_SLOTS: u32 = 64;
 /// Words that one remembered walk may depend on, a power of two: two a frame, and 127 frames.
 pub const MEMO_WORDS: usize = 256;
-/// Bytes above the stack pointer that they may lie in, a power of two. Stacks of 20 to 40 frames of async Rust take 4 KiB in an optimised
-/// build; those of dev builds took more, and each of their births was walked anew while this was 4 KiB.
+/// Bytes above the stack pointer that they may lie in, a power of two. Stacks of 20 to 40 frames of async Rust take 4 KiB in an
+/// optimised build; those of dev builds took more, and each of their births was walked anew while this was 4 KiB.
 pub const MEMO_BYTES: usize = 16384;
 
 /// Walk scratch: more than one a processor, since a uprobe program can be preempted by another. All taken: the stack

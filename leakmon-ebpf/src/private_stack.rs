@@ -1,9 +1,9 @@
 //! Keeps the kernel from giving programs of probes a stack that they would share.
 //!
-//! In: a program's context. Out: nothing. Since Linux 6.13 a program with 64 bytes of stack or more has a private one on x86-64, one a
-//! processor (`bpf_enable_priv_stack` in kernel/bpf/verifier.c). Tracepoints are guarded against running twice at once on a processor;
-//! uprobes are not, and where the kernel is preemptible the second program would write over the keys and counts of the first.
-//! A program that has a tail call gets none, be it one that is never made.
+//! In: a program's context. Out: nothing. Since Linux 6.13 a program with 64 bytes of stack or more has a private one on x86-64,
+//! one a processor (`bpf_enable_priv_stack` in kernel/bpf/verifier.c). Tracepoints are guarded against running twice at once on a
+//! processor; uprobes are not, and where the kernel is preemptible the second program would write over the keys and counts of the
+//! first. A program that has a tail call gets none, be it one that is never made.
 
 use crate::maps::{NOWHERE, never};
 use aya_ebpf::programs::ProbeContext;

@@ -1,8 +1,8 @@
 //! Places of live tasks that need no hash: while there are far fewer tasks than places, most are born and end in one.
 //!
 //! In: keys and values. Out: what a place held. Each key has one place, and where that is taken by another task the key goes to the
-//! hashes ([`crate::live`]), which the place counts, so that nobody looks there in vain. Threads are not kept here: two may tell of one
-//! at the same moment, and only a hash lets just the first of them in.
+//! hashes ([`crate::live`]), which the place counts, so that nobody looks there in vain. Threads are not kept here: two may tell
+//! of one at the same moment, and only a hash lets just the first of them in.
 //!
 //! A place is taken and freed by compare-and-swap of its state, whose number never comes back: whoever has read a full place and
 //! swaps its state has taken what was read.

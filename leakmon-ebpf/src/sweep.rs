@@ -1,8 +1,8 @@
 //! One pass over all live tasks, run when user space asks.
 //!
 //! In: the number of this sweep. Out: in `COUNTS`, the birth time of the oldest live task of every stack; in `AGES`, how many
-//! there are of each age class; tasks of the targets in `PURGED` are dropped. User space can't do this itself: reading a big hash entry by entry is slow, and
-//! restarts when an entry goes meanwhile.
+//! there are of each age class; tasks of the targets in `PURGED` are dropped. User space can't do this itself: reading a big hash
+//! entry by entry is slow, and restarts when an entry goes meanwhile.
 
 use crate::{
     atomic, live,

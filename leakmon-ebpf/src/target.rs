@@ -129,8 +129,9 @@ pub fn ask_for_mappings(current: Current, now_ns: u64) {
     emit::emit(RecordKind::Miss, now_ns, current.target, 0, 0, 0);
 }
 
-/// Counts an end whose birth is not in the table of live tasks. In a target that was seen at its entry point no task is older, so what ends is
-/// a task that was not tracked; elsewhere nobody can tell. Of a target that was paused not every birth that was left out was counted.
+/// Counts an end whose birth is not in the table of live tasks. In a target that was seen at its entry point no task is older, so
+/// what ends is a task that was not tracked; elsewhere nobody can tell. Of a target that was paused not every birth that was left
+/// out was counted.
 #[inline(always)]
 pub fn count_unmatched_end(current: Current) {
     let Some(totals) = TOTALS.get_ptr_mut(current.target) else {

@@ -1,7 +1,7 @@
 //! A task's birth and end.
 //!
-//! In: a hit of a probe site. Out: the table of live tasks pairs the two, `COUNTS` holds the truth, and an event tells of a callsite
-//! that changed. No version and no runtime is known here.
+//! In: a hit of a probe site. Out: the table of live tasks pairs the two, `COUNTS` holds the truth, and an event tells of a
+//! callsite that changed. No version and no runtime is known here.
 
 use crate::{
     atomic, emit,
@@ -115,8 +115,9 @@ fn track(key: LiveKey, stack: u64, cookie: Cookie, now_ns: u64) {
     }
 }
 
-/// Puts a thread into the table of live ones and counts its start. One that is there already is this very thread: its number is used again only after
-/// its end was seen. A tracepoint and user space may tell of it at the same moment, and the first one counts (but see [`live`]).
+/// Puts a thread into the table of live ones and counts its start. One that is there already is this very thread: its number is
+/// used again only after its end was seen. A tracepoint and user space may tell of it at the same moment, and the first one
+/// counts (but see [`live`]).
 #[inline(always)]
 pub fn track_thread(key: LiveKey, stack: u64, started_ns: u64) {
     let value = LiveValue {
@@ -168,8 +169,8 @@ fn take(key: LiveKey, now_ns: u64) -> Option<*mut CountValue> {
     Some(count)
 }
 
-/// Closes the task that was born at the same address and never seen to end, where there is one: a blocking task dropped unrun is freed
-/// without completing.
+/// Closes the task that was born at the same address and never seen to end, where there is one: a blocking task dropped unrun is
+/// freed without completing.
 #[inline(always)]
 fn close_old(key: LiveKey, now_ns: u64) {
     if untrack(key, now_ns) {

@@ -1,7 +1,7 @@
 //! Threads: started, ended, and those that were there before.
 //!
-//! In: the kernel's tracepoints, and threads that user space found in `/proc`. Out: entries of the table of live tasks and of `COUNTS` like those of
-//! tasks, under keys that no task has. Only threads of targets are looked at.
+//! In: the kernel's tracepoints, and threads that user space found in `/proc`. Out: entries of the table of live tasks and of
+//! `COUNTS` like those of tasks, under keys that no task has. Only threads of targets are looked at.
 
 use crate::{
     maps::{signal_exec_offset, signal_flags_offset, task_pid_offset},

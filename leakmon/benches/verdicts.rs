@@ -1,7 +1,7 @@
 //! Verdicts on the corpus of `tests/verdicts`, with all the seeds that nothing was tuned on.
 //!
-//! Prints a table: how often each scenario is judged right and how long the verdict takes, precision and recall. Fails where the verdicts are
-//! worse than they may be.
+//! Prints a table: how often each scenario is judged right and how long the verdict takes, precision and recall. Fails where the
+//! verdicts are worse than they may be.
 #![allow(dead_code, reason = "the tests use the rest of the corpus")]
 
 #[path = "../tests/verdicts/corpus.rs"]

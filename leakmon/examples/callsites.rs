@@ -1,7 +1,7 @@
 //! Spawns from as many callsites as are asked for, at a steady rate: the victim of `cargo xtask bench daemon`.
 //!
-//! In the first phase `--live N` tasks are born that wait for ever, by turns at `--sites N` callsites (10,000 at most). In the second,
-//! `--rate N` tasks a second come and go for `--seconds N`, at the same callsites.
+//! In the first phase `--live N` tasks are born that wait for ever, by turns at `--sites N` callsites (10,000 at most). In the
+//! second, `--rate N` tasks a second come and go for `--seconds N`, at the same callsites.
 
 mod victim;
 

@@ -1,11 +1,12 @@
 //! A crowd: tasks of twenty types in every state that a task can be in, and the memory of many that have gone. It does what it
 //! is told, line by line on standard input, and answers each line with its own numbers as one line of JSON.
 //!
-//! `--tasks N` is about how many it begins with; `--disguised` lets the remains of freed tasks look like tasks. The lines: `count`; `churn LIVE RATE` keeps LIVE more tasks, of which RATE a
-//! second end and are replaced, some at a time, so that there are never more, and ten less at most; `still` ends the churn; `more N` spawns N waiting tasks; `hold N` spawns N that
-//! finish into a JoinSet; `drain` empties the JoinSet; `exec` begins anew as another crowd of ten tasks, in the same process; `ballast MIB` fills that much
-//! memory; `work MS` spawns and awaits for that long; `end` ends
-//! the waiting tasks; the end of the input ends it. It compiles with tokio 1.23 and everything since.
+//! `--tasks N` is about how many it begins with; `--disguised` lets the remains of freed tasks look like tasks. The lines:
+//! `count`; `churn LIVE RATE` keeps LIVE more tasks, of which RATE a second end and are replaced, some at a time, so that there
+//! are never more, and ten less at most; `still` ends the churn; `more N` spawns N waiting tasks; `hold N` spawns N that finish
+//! into a JoinSet; `drain` empties the JoinSet; `exec` begins anew as another crowd of ten tasks, in the same process; `ballast
+//! MIB` fills that much memory; `work MS` spawns and awaits for that long; `end` ends the waiting tasks; the end of the input
+//! ends it. It compiles with tokio 1.23 and everything since.
 
 use std::{
     future::{pending, poll_fn},

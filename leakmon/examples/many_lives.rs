@@ -1,7 +1,7 @@
 //! A process that makes many others: cycles of exec and exit, then forks that exec nothing, and at last perhaps an exec of its own.
 //!
-//! With `--short 1` it is one of those others: it spawns three tasks, one of which ends, and exits. Every tenth fork spawns a task in the
-//! child. `VICTIM_NEXT` names a program that it becomes after its second phase, instead of telling its truth.
+//! With `--short 1` it is one of those others: it spawns three tasks, one of which ends, and exits. Every tenth fork spawns a
+//! task in the child. `VICTIM_NEXT` names a program that it becomes after its second phase, instead of telling its truth.
 
 #[path = "victim/fork.rs"]
 mod fork;

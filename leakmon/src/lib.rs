@@ -20,8 +20,8 @@
 //! 5. [`export`] makes a table, JSON, folded stacks or Prometheus text from one [`export::report::Report`].
 //!
 //! [`daemon`] is the loop and the owner of what is counted. Its search for processes (`daemon/discovery.rs`) is a second loop, on
-//! a thread of its own with its own table of files, which hands over what it finds. `run`, `attach` and `daemon` (in [`commands`]) differ
-//! in what ends it.
+//! a thread of its own with its own table of files, which hands over what it finds. `run`, `attach` and `daemon` (in
+//! [`commands`]) differ in what ends it.
 //!
 //! # Code map
 //!

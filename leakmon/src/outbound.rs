@@ -1,7 +1,7 @@
 //! Requests to other servers: profiles pushed, pod names asked for.
 //!
-//! In: an address, headers, a body. Out: status and body of the reply, within bounds of time and size. It keeps no connection and follows
-//! no redirection, so nothing is sent but where the configuration says.
+//! In: an address, headers, a body. Out: status and body of the reply, within bounds of time and size. It keeps no connection and
+//! follows no redirection, so nothing is sent but where the configuration says.
 
 use axum::http::{HeaderName, HeaderValue, Method, Request, Uri, header};
 use bytes::Bytes;

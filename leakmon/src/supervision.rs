@@ -1,7 +1,7 @@
 //! What the service manager is told (`sd_notify(3)`): ready, alive, reloading, stopping.
 //!
-//! In: turns of the event loop, and the daemon's phases. Out: datagrams to the socket that systemd names in `NOTIFY_SOCKET`; nothing
-//! without one. It knows nothing of what the loop does.
+//! In: turns of the event loop, and the daemon's phases. Out: datagrams to the socket that systemd names in `NOTIFY_SOCKET`;
+//! nothing without one. It knows nothing of what the loop does.
 //!
 //! The watchdog is fed by [`Pulse::beat`], which the event loop alone calls: no timer, no other thread. A loop that hangs is
 //! restarted, however well HTTP still answers.

@@ -38,9 +38,9 @@ const LINKER_PACKAGES: [&str; 5] = [
     "zlib1g-dev",
     "libzstd-dev",
 ];
-/// Prometheus and its `promtool`; the browser that looks at the page at `/`; the place that Go is installed into; a victim that is no Rust
-/// program; a terminal in which a test looks at `leakmon top`; systemd's own checks of units; runc, a clean Debian root and an emulated machine
-/// for what is deployed; a thousand slow clients.
+/// Prometheus and its `promtool`; the browser that looks at the page at `/`; the place that Go is installed into; a victim that
+/// is no Rust program; a terminal in which a test looks at `leakmon top`; systemd's own checks of units; runc, a clean Debian
+/// root and an emulated machine for what is deployed; a thousand slow clients.
 const TEST_PACKAGES: [&str; 12] = [
     "prometheus",
     "chromium",

@@ -1,6 +1,7 @@
 //! Children that share their parent's memory and exec nothing.
 //!
-//! In: what the child does. Out: nothing, once it has ended. The standard library has no fork; this is for programs with one thread.
+//! In: what the child does. Out: nothing, once it has ended. The standard library has no fork; this is for programs with one
+//! thread.
 
 use std::io;
 

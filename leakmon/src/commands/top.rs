@@ -1,7 +1,8 @@
 //! `leakmon top`: the live view, of processes that it attaches to or of what a daemon knows.
 //!
-//! In: reports once a second, from the own loop or a daemon's `/api/v1/report`, and keys. Out: a screen. The terminal has a thread of its
-//! own: a key never waits for a report. Whatever ends the view, a panic included, the terminal is given back as it was.
+//! In: reports once a second, from the own loop or a daemon's `/api/v1/report`, and keys. Out: a screen. The terminal has a
+//! thread of its own: a key never waits for a report. Whatever ends the view, a panic included, the terminal is given back as it
+//! was.
 
 mod remote;
 
@@ -46,8 +47,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How long the screen waits for a key before it looks for a new report.
 const KEY_WAIT: Duration = Duration::from_millis(100);
 
-/// How long the screen's thread may take to give the terminal back. With a terminal that has gone it never does: crossterm 0.29 reads
-/// its end again and again (`event/source/unix/mio.rs`, `try_read`).
+/// How long the screen's thread may take to give the terminal back. With a terminal that has gone it never does: crossterm 0.29
+/// reads its end again and again (`event/source/unix/mio.rs`, `try_read`).
 const GIVE_BACK_MAX: Duration = Duration::from_secs(2);
 
 /// What the screen's thread reads: the newest report, or why there is none.

@@ -1,8 +1,8 @@
 //! What discovery found, on its way to being watched.
 //!
-//! In: images with their processes, and processes of known images. Out: attached images and targets. An image waits, within a bound, until
-//! its unwind table is built, so that the first stacks are whole. The same image under a second mount is no second image: it would count
-//! everything twice.
+//! In: images with their processes, and processes of known images. Out: attached images and targets. An image waits, within a
+//! bound, until its unwind table is built, so that the first stacks are whole. The same image under a second mount is no second
+//! image: it would count everything twice.
 
 use super::{
     Observer,
@@ -259,8 +259,8 @@ impl Observer {
         }
     }
 
-    /// After a restart, a process that nobody has made a target and that is older than this daemon ran an image that the earlier one did
-    /// not know.
+    /// After a restart, a process that nobody has made a target and that is older than this daemon ran an image that the earlier
+    /// one did not know.
     fn note_gap(&mut self, tgid: u32) {
         let started = processes::thread(tgid, tgid).map(|thread| monotonic_of_boot(thread.started_boot_ns));
         if started.is_some_and(|started_ns| started_ns < self.began_ns) {

@@ -1,12 +1,12 @@
 //! Finding the processes that run a known runtime, on a thread of its own.
 //!
-//! In: rules, what `/proc` lists at the start, and the kernel's word of every new executable mapping from then on (exec and `dlopen`
-//! alike). Out: images with a plan, each once whatever the number of its processes, and the wanted processes that map them. It attaches
-//! nothing: the event loop does. The loop never waits for it; it waits for the loop where that is busy.
+//! In: rules, what `/proc` lists at the start, and the kernel's word of every new executable mapping from then on (exec and
+//! `dlopen` alike). Out: images with a plan, each once whatever the number of its processes, and the wanted processes that map
+//! them. It attaches nothing: the event loop does. The loop never waits for it; it waits for the loop where that is busy.
 //!
-//! A file that was looked at is remembered by device, inode, size and time of change, so that it is looked at again only once it has become
-//! another. Should records of mappings be lost, or a processor come online that tells of none, the next look at all of `/proc` finds
-//! what was missed.
+//! A file that was looked at is remembered by device, inode, size and time of change, so that it is looked at again only once it
+//! has become another. Should records of mappings be lost, or a processor come online that tells of none, the next look at all of
+//! `/proc` finds what was missed.
 
 use crate::{
     analysis::Analyst,

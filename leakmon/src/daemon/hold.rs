@@ -1,7 +1,7 @@
 //! Letting held commands go on.
 //!
-//! In: processes that a BPF program stopped at their exec or their entry point (`leakmon run` only). Out: `SIGCONT`. Sent before the
-//! stop takes effect it cancels it, so it can't come too early.
+//! In: processes that a BPF program stopped at their exec or their entry point (`leakmon run` only). Out: `SIGCONT`. Sent before
+//! the stop takes effect it cancels it, so it can't come too early.
 
 use super::Observer;
 use leakmon_ebpf::abi::{HOLD, HOLD_EXEC, Loss};

@@ -1,8 +1,8 @@
 //! Which targets are shown: those that the rules want.
 //!
-//! In: targets as they appear, the rules. Out: yes or no, once a target, kept for as long as it lives. Probes sit on files, so they are hit by
-//! all processes of an image; one that is not wanted becomes a target for the moment until it is judged here, is then left alone by the
-//! programs, and what was counted of it is dropped. No report shows a target before it was judged.
+//! In: targets as they appear, the rules. Out: yes or no, once a target, kept for as long as it lives. Probes sit on files, so
+//! they are hit by all processes of an image; one that is not wanted becomes a target for the moment until it is judged here, is
+//! then left alone by the programs, and what was counted of it is dropped. No report shows a target before it was judged.
 
 use super::Observer;
 use crate::{
@@ -121,8 +121,8 @@ impl Observer {
         }
     }
 
-    /// Forgets what was just read of a target's process where that has become another meanwhile: the process with that number may have
-    /// been the next one already.
+    /// Forgets what was just read of a target's process where that has become another meanwhile: the process with that number may
+    /// have been the next one already.
     pub(super) fn make_sure_of(&mut self, target: TargetId) {
         if !self.is_current(target) {
             self.names.forget_space(target);
@@ -143,8 +143,8 @@ impl Observer {
             .is_some_and(|entry| entry.target == target.0)
     }
 
-    /// Drops the counters of unwanted targets. A thread that was just hitting a probe may have made one after the last drop, so each is
-    /// dropped once more when its process has gone.
+    /// Drops the counters of unwanted targets. A thread that was just hitting a probe may have made one after the last drop, so
+    /// each is dropped once more when its process has gone.
     pub(super) fn drop_unwanted(&mut self) {
         let ended: Vec<TargetId> = self
             .judgement

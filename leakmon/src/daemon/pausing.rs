@@ -1,8 +1,8 @@
 //! Taking the probes of births off where they cost much and count nothing.
 //!
-//! In: the pauses of targets. Out: an image without probes of births for as long as all its processes are paused. Ends go on being seen, so
-//! what was counted stays right. Probes sit on files: where other processes of the image are not paused they stay, and the programs leave
-//! the paused ones' births out.
+//! In: the pauses of targets. Out: an image without probes of births for as long as all its processes are paused. Ends go on
+//! being seen, so what was counted stays right. Probes sit on files: where other processes of the image are not paused they stay,
+//! and the programs leave the paused ones' births out.
 
 use super::Observer;
 use crate::kernel::{clock::monotonic_ns, detach};

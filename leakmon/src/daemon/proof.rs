@@ -2,8 +2,8 @@
 //!
 //! In: the proofs that the BPF programs send ([`Event::Proof`](crate::kernel::event::Event::Proof)), and the plans. Out: sites that
 //! failed. A header was written long before its task ends, so there its vtable word must be a vtable of the plan, and its state
-//! word must be what the end site stands for. A site fails where several tasks in a row are wrong and none was right: one hit in the
-//! wrong moment proves nothing, and a site that was right once is right.
+//! word must be what the end site stands for. A site fails where several tasks in a row are wrong and none was right: one hit in
+//! the wrong moment proves nothing, and a site that was right once is right.
 
 use crate::{kernel::event::Proof, targets::plan::ProbePlan};
 use leakmon_ebpf::abi::{Condition, Cookie, Role};

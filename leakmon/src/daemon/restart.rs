@@ -1,7 +1,7 @@
 //! Going on where an earlier daemon was killed.
 //!
-//! In: pinned maps and links. Out: the same images, targets and counts as before, those of the gap included. Whatever is not what it
-//! was (a file that is gone, a plan that has changed) loses its probes and keeps its counts.
+//! In: pinned maps and links. Out: the same images, targets and counts as before, those of the gap included. Whatever is not what
+//! it was (a file that is gone, a plan that has changed) loses its probes and keeps its counts.
 
 use super::{Observer, images::Image};
 use crate::{

@@ -1,8 +1,8 @@
 //! Names of pods and containers, for labels.
 //!
-//! In: the Kubernetes API server's list of this node's pods. Out: namespace, pod and container of a report's targets, by the container's id, which a
-//! process's cgroup tells. The list is asked for only when a container is unknown, at most once an interval, and kept meanwhile: a scrape never
-//! waits for it, and an API server that is away costs labels and nothing else.
+//! In: the Kubernetes API server's list of this node's pods. Out: namespace, pod and container of a report's targets, by the
+//! container's id, which a process's cgroup tells. The list is asked for only when a container is unknown, at most once an
+//! interval, and kept meanwhile: a scrape never waits for it, and an API server that is away costs labels and nothing else.
 //!
 //! Source: Kubernetes API v1, `PodList`: `status.containerStatuses[].containerID` is `RUNTIME://ID`.
 

@@ -1,7 +1,8 @@
 //! Profiles pushed to a Pyroscope server, so that the stacks of a whole fleet are in one place.
 //!
-//! In: the latest snapshot, and where to push. Out: a `POST /ingest` a process and interval. A push that fails is counted and logged; the
-//! next one says everything again, since live tasks are a state and no sum. It makes no profile: [`super::pprof`] does.
+//! In: the latest snapshot, and where to push. Out: a `POST /ingest` a process and interval. A push that fails is counted and
+//! logged; the next one says everything again, since live tasks are a state and no sum. It makes no profile: [`super::pprof`]
+//! does.
 //!
 //! Source: Grafana Pyroscope's manual, "Reference: Server API", `/ingest`: `name` with labels in braces, `from` and `until` in
 //! seconds since 1970, `format=pprof` with the parts `profile` and `sample_type_config` of a form.

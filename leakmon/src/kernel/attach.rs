@@ -120,7 +120,8 @@ impl Kernel {
     /// seen to be born whose end can't be seen. A site that can't be attached is reported, not fatal.
     ///
     /// # Errors
-    /// Where the programs are not there, or the entry point can't be attached. What is attached by then is for [`Self::take_links`].
+    /// Where the programs are not there, or the entry point can't be attached. What is attached by then is for
+    /// [`Self::take_links`].
     pub fn attach(&mut self, plan: &ProbePlan, file: &File, image: ImageNumber) -> Result<Attached, KernelError> {
         let path = descriptor_path(file);
         self.note_image(plan, image)?;
@@ -141,8 +142,8 @@ impl Kernel {
         entry.and(outcome)
     }
 
-    /// Takes the probes of births off an image: they are gone where what is returned has been dropped, which takes long. Ends go on being
-    /// seen.
+    /// Takes the probes of births off an image: they are gone where what is returned has been dropped, which takes long. Ends go
+    /// on being seen.
     #[must_use]
     pub fn take_births(&mut self, number: u32, plan: &ProbePlan) -> Links {
         let mut taken = Links::default();
@@ -167,8 +168,8 @@ impl Kernel {
         taken
     }
 
-    /// Puts the probes of births back that [`Self::take_births`] took off, those among `sites` (indices in the plan). They must be gone,
-    /// else a birth would be counted twice.
+    /// Puts the probes of births back that [`Self::take_births`] took off, those among `sites` (indices in the plan). They must
+    /// be gone, else a birth would be counted twice.
     ///
     /// # Errors
     /// Where the programs are not there.

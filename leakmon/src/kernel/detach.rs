@@ -17,8 +17,8 @@ const AT_ONCE_MAX: usize = 1;
 /// Probes that are closed at once: they wait for the same grace periods.
 const LANES: usize = 8;
 
-/// Closes an image's probes on a thread of its own, while this process goes on watching others. They are gone when the thread has ended;
-/// `None` where they were closed here, since there is no thread.
+/// Closes an image's probes on a thread of its own, while this process goes on watching others. They are gone when the thread has
+/// ended; `None` where they were closed here, since there is no thread.
 pub fn on_thread(links: Links) -> Option<JoinHandle<()>> {
     let spawned = std::thread::Builder::new()
         .name("detach".to_owned())

@@ -45,8 +45,8 @@ pub fn require_capabilities() -> Result<(), KernelError> {
     ))
 }
 
-/// Lets this process open as many files as its hard limit says: each probe is one, and the usual soft limit is 1,024. Not fatal: a probe
-/// that finds no room is refused by itself, and said so.
+/// Lets this process open as many files as its hard limit says: each probe is one, and the usual soft limit is 1,024. Not fatal:
+/// a probe that finds no room is refused by itself, and said so.
 pub fn raise_open_files() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

@@ -1,11 +1,12 @@
 //! Whether two open files are one to the kernel's probes.
 //!
-//! In: two open files. Out: yes, no, or that it can't be known. A probe hangs on the inode that backs a file. Two overlay mounts of one lower
-//! file show two devices and perhaps two inode numbers, yet a probe through either path fires in the processes of both, and two probes
-//! would count everything twice. What such files do share is the page cache: a page of one is, in physical memory, the page of the other.
+//! In: two open files. Out: yes, no, or that it can't be known. A probe hangs on the inode that backs a file. Two overlay mounts
+//! of one lower file show two devices and perhaps two inode numbers, yet a probe through either path fires in the processes of
+//! both, and two probes would count everything twice. What such files do share is the page cache: a page of one is, in physical
+//! memory, the page of the other.
 //!
-//! Sources: `kernel/trace/trace_uprobe.c` and `kernel/events/core.c` (`d_real_inode`), `fs/overlayfs/file.c` (`ovl_mmap` maps the real file),
-//! `Documentation/admin-guide/mm/pagemap.rst`.
+//! Sources: `kernel/trace/trace_uprobe.c` and `kernel/events/core.c` (`d_real_inode`), `fs/overlayfs/file.c` (`ovl_mmap` maps the
+//! real file), `Documentation/admin-guide/mm/pagemap.rst`.
 
 use std::{
     fs::File,
@@ -14,7 +15,8 @@ use std::{
     ptr::NonNull,
 };
 
-/// `/proc/PID/pagemap`: bits 0–54 are the page's frame number, bit 63 says that it is there. The number is 0 without `CAP_SYS_ADMIN`.
+/// `/proc/PID/pagemap`: bits 0–54 are the page's frame number, bit 63 says that it is there. The number is 0 without
+/// `CAP_SYS_ADMIN`.
 const FRAME_MASK: u64 = (1 << 55) - 1;
 const PRESENT: u64 = 1 << 63;
 
@@ -63,8 +65,8 @@ impl Page {
         }
         let address = NonNull::new(address).ok_or_else(|| io::Error::other("the kernel mapped address 0"))?;
         let page = Self { address, bytes };
-        // Brings the page in as a read would, but where there is none any more it fails instead of sending SIGBUS (madvise(2), Linux 5.14).
-        // SAFETY: the range is the mapping just made.
+        // Brings the page in as a read would, but where there is none any more it fails instead of sending SIGBUS (madvise(2),
+        // Linux 5.14). SAFETY: the range is the mapping just made.
         let populated = unsafe { libc::madvise(page.address.as_ptr(), page.bytes, libc::MADV_POPULATE_READ) };
         if populated != 0 {
             return Err(io::Error::last_os_error());

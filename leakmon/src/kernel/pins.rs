@@ -207,7 +207,8 @@ impl Pins {
         }
     }
 
-    /// Takes a pinned link back: its probe goes where what is returned is dropped. `None` where it can't be had; then it stays as it is.
+    /// Takes a pinned link back: its probe goes where what is returned is dropped. `None` where it can't be had; then it stays as
+    /// it is.
     pub(super) fn release(&self, name: &str) -> Option<FdLink> {
         PinnedLink::from_pin(self.link(name)).ok()?.unpin().ok()
     }

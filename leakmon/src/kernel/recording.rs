@@ -4,8 +4,8 @@
 //! Nothing of a target is in it but numbers.
 //!
 //! Each entry is a byte that says what it is, and a value of `abi` as it lies in memory (little endian): 0 a ring record;
-//! 1 a counter's key and value; 2 the end of a reading, with the number of its sweep (0: none) and its time; 3 a stack's key and the ages of
-//! its live tasks, where they were read.
+//! 1 a counter's key and value; 2 the end of a reading, with the number of its sweep (0: none) and its time; 3 a stack's key and
+//! the ages of its live tasks, where they were read.
 
 use super::event::Event;
 use leakmon_ebpf::abi::{Ages, CountKey, CountValue, Record};

@@ -37,8 +37,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Places of tasks that need no hash. Which of them will be taken is chance, so they come on top of what was asked for, and a small
-    /// bound has none.
+    /// Places of tasks that need no hash. Which of them will be taken is chance, so they come on top of what was asked for, and a
+    /// small bound has none.
     pub(super) const fn live_slots(&self) -> u32 {
         if self.live_entries_max >= LIVE_FIRST_ENTRIES_MAX + LIVE_SLOTS_MAX {
             LIVE_SLOTS_MAX

@@ -1,7 +1,7 @@
 //! Threads that the tracepoints could not see start.
 //!
-//! In: threads that `/proc` shows. Out: entries of the table of live tasks, made by a program, so that a thread that starts or ends just now is
-//! not counted twice. Every other thread is followed by the tracepoints alone.
+//! In: threads that `/proc` shows. Out: entries of the table of live tasks, made by a program, so that a thread that starts or
+//! ends just now is not counted twice. Every other thread is followed by the tracepoints alone.
 
 use super::{Kernel, KernelError};
 use leakmon_ebpf::abi::TargetId;

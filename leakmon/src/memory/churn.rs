@@ -1,9 +1,9 @@
 //! Types whose tasks come and go while a census is taken.
 //!
-//! In: the tasks of a scan, a moment later. Out: the same, with those of a second scan for the types that have changed meanwhile. The
-//! scan of a large process takes long: a task that begins where it has been, in place of one that ends where it has not, is never
-//! seen. So what lies around the tasks of such a type is read again, and looked at only then, which takes milliseconds. Quiet
-//! types stay as they are.
+//! In: the tasks of a scan, a moment later. Out: the same, with those of a second scan for the types that have changed meanwhile.
+//! The scan of a large process takes long: a task that begins where it has been, in place of one that ends where it has not, is
+//! never seen. So what lies around the tasks of such a type is read again, and looked at only then, which takes milliseconds.
+//! Quiet types stay as they are.
 
 use super::{
     census::{Census, Found, TASKS_MAX, resident},

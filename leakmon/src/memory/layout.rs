@@ -1,6 +1,7 @@
 //! Where a task's words lie in a process's memory.
 //!
-//! In: a plan, and by how much its image was moved when it was loaded. Out: [`Layouts`], found by a vtable's address. Offsets are those of the plan, which knows the runtime's versions; nothing here does.
+//! In: a plan, and by how much its image was moved when it was loaded. Out: [`Layouts`], found by a vtable's address. Offsets are
+//! those of the plan, which knows the runtime's versions; nothing here does.
 
 use super::reader::Piece;
 use crate::targets::plan::{ProbePlan, TaskType};

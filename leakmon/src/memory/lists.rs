@@ -2,12 +2,13 @@
 //!
 //! In: tasks that were found. Out: those that their runtime's list has, so far as can be seen. A freed task was taken out of
 //! its list, so it knows no neighbour, or what was written over it; whose neighbours know it is alive. What seems to be alone is
-//! looked for in the lists themselves. A list is two words, its first and its last task (`LinkedList` of tokio's `util/linked_list.rs`), in
-//! the scheduler itself (LocalSet, current-thread, multi-thread before 1.35 or so) or in a block that it points to
-//! (`ShardedList`, since). So no offset has to be known: the scheduler and what it points to are searched for the headers.
+//! looked for in the lists themselves. A list is two words, its first and its last task (`LinkedList` of tokio's
+//! `util/linked_list.rs`), in the scheduler itself (LocalSet, current-thread, multi-thread before 1.35 or so) or in a block that
+//! it points to (`ShardedList`, since). So no offset has to be known: the scheduler and what it points to are searched for the
+//! headers.
 //!
-//! The process runs on: what has changed since it was found was alive then, and stays, unless there are freed tasks of its type that
-//! have not changed: then it was one of them, and its memory has been used again.
+//! The process runs on: what has changed since it was found was alive then, and stays, unless there are freed tasks of its type
+//! that have not changed: then it was one of them, and its memory has been used again.
 
 use super::{
     census::Found,
@@ -37,8 +38,8 @@ const VTABLES_BYTES: u64 = 1 << 20;
 /// Pages below this are never mapped (`vm.mmap_min_addr`), and user addresses are below the other.
 const ADDRESSES: std::ops::Range<u64> = 4096..1 << 47;
 
-/// Leaves out living tasks that are in no list. Where a scheduler is one and none of its lists is found, those stay that seem to be alone.
-/// `tasks` come by ascending address.
+/// Leaves out living tasks that are in no list. Where a scheduler is one and none of its lists is found, those stay that seem to
+/// be alone. `tasks` come by ascending address.
 pub(super) fn without_unlisted(
     memory: &mut Memory,
     layouts: &Layouts,

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-/// A scan that ends sooner than this rests for half of the time; one that does not rests less, or not at all. A gibibyte takes a quarter of a
-/// second without rest, and four of them with a million tasks shall be counted within three seconds.
+/// A scan that ends sooner than this rests for half of the time; one that does not rests less, or not at all. A gibibyte takes a
+/// quarter of a second without rest, and four of them with a million tasks shall be counted within three seconds.
 const UNHURRIED: Duration = Duration::from_secs(2);
 
 /// Shorter rests than this come late by more than they are long.
@@ -28,8 +28,8 @@ impl Pace {
         }
     }
 
-    /// How long to rest when `done` of `all` bytes are scanned, `elapsed` after the beginning; `None` where it is not time yet, or where
-    /// too little time is left.
+    /// How long to rest when `done` of `all` bytes are scanned, `elapsed` after the beginning; `None` where it is not time yet,
+    /// or where too little time is left.
     pub(super) fn rest(&self, elapsed: Duration, done: u64, all: u64) -> Option<Duration> {
         let worked = elapsed.saturating_sub(self.rested);
         let owed = worked.saturating_sub(self.rested);

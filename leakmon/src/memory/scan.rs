@@ -12,8 +12,8 @@ use super::{
 };
 use std::ops::Range;
 
-/// Bytes read at once: large enough that system calls do not count, and a small part of a second-level cache, so that what the target has
-/// in a cache that both use stays there.
+/// Bytes read at once: large enough that system calls do not count, and a small part of a second-level cache, so that what the
+/// target has in a cache that both use stays there.
 const CHUNK_BYTES: usize = 1 << 17;
 
 /// Reads resident ranges and finds tasks in them.

@@ -1,7 +1,8 @@
 //! Which container a process is in, read from its cgroup.
 //!
-//! In: the text of `/proc/PID/cgroup`. Out: the path, the container's id and the pod's uid, where the path names them. No container engine
-//! is asked; the path is text that whoever made the cgroup chose, so it is bounded, and an id is hexadecimal or nothing.
+//! In: the text of `/proc/PID/cgroup`. Out: the path, the container's id and the pod's uid, where the path names them. No
+//! container engine is asked; the path is text that whoever made the cgroup chose, so it is bounded, and an id is hexadecimal or
+//! nothing.
 //!
 //! | who | path, innermost part |
 //! | --- | --- |
@@ -49,7 +50,8 @@ impl Cgroup {
     }
 }
 
-/// The innermost part of a path that is a container's id, a scope of one, or `slice:PREFIX:ID`. A monitor (`conmon`) is outside its container.
+/// The innermost part of a path that is a container's id, a scope of one, or `slice:PREFIX:ID`. A monitor (`conmon`) is outside
+/// its container.
 fn container(path: &str) -> Option<String> {
     path.rsplit('/').find_map(|part| {
         let name = part.strip_suffix(".scope").unwrap_or(part);

@@ -139,7 +139,8 @@ fn read(tgid: u32, what: &'static str, bytes_max: u64) -> Result<String, Process
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The second number of `Uid:` (`man 5 proc_pid_status`: real, effective, saved, file system). The name above it has its newlines escaped.
+/// The second number of `Uid:` (`man 5 proc_pid_status`: real, effective, saved, file system). The name above it has its newlines
+/// escaped.
 fn effective_user(status: &str) -> Option<u32> {
     let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     users.split_ascii_whitespace().nth(1)?.parse().ok()

@@ -195,8 +195,8 @@ pub fn thread(tgid: u32, tid: u32) -> Option<Thread> {
 /// `USER_HZ`, which is 100 on every architecture that leakmon knows (`include/asm-generic/param.h`).
 const TICKS_PER_SECOND: u64 = 100;
 
-/// Whether a process still runs: at least one of its threads is there and not on its way out. It does not any more when the kernel tells
-/// of its end, which is some time before it becomes a zombie.
+/// Whether a process still runs: at least one of its threads is there and not on its way out. It does not any more when the
+/// kernel tells of its end, which is some time before it becomes a zombie.
 #[must_use]
 pub fn lives(tgid: u32) -> bool {
     let runs = |tid: &str| {

@@ -1,8 +1,8 @@
 //! Which code names an address: a scan of all code for 32-bit distances that lead to one of a few addresses; in a
 //! position-dependent image also for the addresses themselves.
 //!
-//! In: an image and the addresses. Out: places in the code where a distance to one of them (or one of them) seems to be. Machine code has no
-//! marks, so a place may be a chance match: the caller decodes the function around it.
+//! In: an image and the addresses. Out: places in the code where a distance to one of them (or one of them) seems to be. Machine
+//! code has no marks, so a place may be a chance match: the caller decodes the function around it.
 
 use super::image::Image;
 

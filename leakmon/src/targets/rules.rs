@@ -12,7 +12,8 @@ pub const RULES_MAX: usize = 256;
 /// Characters of a pattern: a path and some.
 const PATTERN_CHARS_MAX: usize = 4096;
 
-/// What a rule asks of a process. All that is given must hold; in patterns `*` stands for any characters, `/` included, and `?` for one.
+/// What a rule asks of a process. All that is given must hold; in patterns `*` stands for any characters, `/` included, and `?`
+/// for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {

@@ -60,7 +60,8 @@ fn a_type_that_churns_is_counted_within_one_percent_and_the_others_exactly() {
         let quiet = crowd.states();
         crowd.tell(&format!("churn {CHURNING} {CHURNING}"));
         let began = Instant::now();
-        // Until each was replaced: then memory is in use that the allocator gives out again and again, as in a service that has run.
+        // Until each was replaced: then memory is in use that the allocator gives out again and again, as in a service that has
+        // run.
         while crowd.replaced() < 2 * CHURNING {
             crowd.tell("count");
         }

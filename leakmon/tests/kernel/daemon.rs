@@ -14,8 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What is awaited comes within a tick or two, but where probes have to be attached first: that takes a lock of the kernel's, which is held
-/// for a grace period at each probe that another test takes away. Some kernels take half a second for that, and an image has fifty.
+/// What is awaited comes within a tick or two, but where probes have to be attached first: that takes a lock of the kernel's,
+/// which is held for a grace period at each probe that another test takes away. Some kernels take half a second for that, and an
+/// image has fifty.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(super) struct Daemon {

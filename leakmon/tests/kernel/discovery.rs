@@ -49,8 +49,9 @@ fn copies(test: &str, folder: &Path, victims: &[&str]) -> Option<Vec<PathBuf>> {
 fn search(folder: &Path, options: &[&str]) -> Daemon {
     let include = format!("exe={}/*", folder.display());
     let arguments = ["daemon", "--listen", "127.0.0.1:0", "--include", &include];
-    // With these its memory is what it keeps, and not what the allocator keeps free (`man 3 mallopt`): one arena for all threads, and
-    // large pieces go back to the system at once. The thresholds are glibc's own at the start, before it raises them by itself.
+    // With these its memory is what it keeps, and not what the allocator keeps free (`man 3 mallopt`): one arena for all threads,
+    // and large pieces go back to the system at once. The thresholds are glibc's own at the start, before it raises them by
+    // itself.
     let mut command = leakmon(&[&arguments, options].concat());
     command.env("MALLOC_ARENA_MAX", "1");
     command
@@ -133,8 +134,8 @@ impl Random {
     }
 }
 
-/// Runs each image once, so that all are watched, and then as many processes as there will be to their end, so that all is known that is
-/// kept, and memory is what so many take.
+/// Runs each image once, so that all are watched, and then as many processes as there will be to their end, so that all is known
+/// that is kept, and memory is what so many take.
 fn introduce(daemon: &Daemon, images: &[PathBuf], population: usize) {
     for count in [images.len(), population] {
         let paths = images.iter().cycle().take(count);

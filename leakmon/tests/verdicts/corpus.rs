@@ -1,7 +1,7 @@
 //! The corpus: programs that leak, and healthy ones that look as if they did. Each has its known answer.
 //!
-//! In: a seed. Out: sites with the births and ends of their tasks. Rates, sizes and times differ from seed to seed within the bounds
-//! that are written here. Thresholds were tuned on [`TUNING_SEEDS`] alone.
+//! In: a seed. Out: sites with the births and ends of their tasks. Rates, sizes and times differ from seed to seed within the
+//! bounds that are written here. Thresholds were tuned on [`TUNING_SEEDS`] alone.
 
 use super::simulation::{Random, Site, Task, Word};
 use std::f64::consts::TAU;

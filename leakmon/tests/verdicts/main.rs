@@ -1,7 +1,7 @@
 //! Verdicts on the corpus: no root, no kernel, no clock.
 //!
-//! Thresholds were tuned on other seeds than those that are asserted on here. `cargo xtask bench verdicts` runs all of them and writes
-//! `docs/verdicts.md`.
+//! Thresholds were tuned on other seeds than those that are asserted on here. `cargo xtask bench verdicts` runs all of them and
+//! writes `docs/verdicts.md`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 // The benchmark uses the rest.
 #![allow(dead_code)]

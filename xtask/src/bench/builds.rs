@@ -1,8 +1,9 @@
 //! What a task costs more in every build of the program that only spawns: under leakmon, and under a bpftrace script.
 //!
-//! In: builds of that victim. Out: a table, one row a build. What bpftrace costs hangs on the first instruction of the functions that it
-//! probes: a `push` the kernel emulates, a `sub` of an unoptimised build it steps over; and only with frame pointers are its stacks whole. As in [`super::tasks`] the configurations take
-//! turns, and each is compared with what ran alone in its own round.
+//! In: builds of that victim. Out: a table, one row a build. What bpftrace costs hangs on the first instruction of the functions
+//! that it probes: a `push` the kernel emulates, a `sub` of an unoptimised build it steps over; and only with frame pointers are
+//! its stacks whole. As in [`super::tasks`] the configurations take turns, and each is compared with what ran alone in its own
+//! round.
 
 use super::{
     Effort, remnants,

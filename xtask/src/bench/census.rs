@@ -1,10 +1,11 @@
 //! `cargo xtask bench census`: the census of a process with a large heap and a million tasks: how long it takes, what memory it
 //! needs, and how much slower the process is meanwhile.
 //!
-//! In: the victim `crowd`, which counts what work it gets done in a given time. Out: a table on standard output. The victim works in short
-//! slices; those within a census are compared with those of the seconds before and after, so that a machine that slows down slows both.
-//! Its work is put against the time that it had a processor for, so that other work on the machine does not count; a census's processor time
-//! stands beside the time it took. In turns with the censuses a thread that only counts works and rests as much as they do: what any neighbour costs.
+//! In: the victim `crowd`, which counts what work it gets done in a given time. Out: a table on standard output. The victim works
+//! in short slices; those within a census are compared with those of the seconds before and after, so that a machine that slows
+//! down slows both. Its work is put against the time that it had a processor for, so that other work on the machine does not
+//! count; a census's processor time stands beside the time it took. In turns with the censuses a thread that only counts works
+//! and rests as much as they do: what any neighbour costs.
 
 use super::{Effort, summary::Summary};
 use crate::{crowds::PLAIN, victims, workspace::Workspace};

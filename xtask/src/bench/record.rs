@@ -1,7 +1,7 @@
 //! The last results, in `docs/performance.md`.
 //!
-//! In: the table of a subject, and what the machine says of itself. Out: that subject's section of the page, replaced; the others stay
-//! as they were measured, and so does what people wrote above the first section. No number is written by hand.
+//! In: the table of a subject, and what the machine says of itself. Out: that subject's section of the page, replaced; the others
+//! stay as they were measured, and so does what people wrote above the first section. No number is written by hand.
 
 use crate::workspace::{self, Workspace};
 use anyhow::{Context as _, Result};

@@ -16,7 +16,8 @@ pub(super) fn adopt() -> Result<()> {
     set_child_subreaper(true).context("can't adopt what leakmon leaves behind")
 }
 
-/// Waits for what leakmon has left behind. Not to be called while a leakmon that this process started is running: it would be waited for as well.
+/// Waits for what leakmon has left behind. Not to be called while a leakmon that this process started is running: it would be
+/// waited for as well.
 pub(super) fn await_end() -> Result<()> {
     for tgid in left_behind()? {
         match waitpid(Pid::from_raw(tgid), None) {

@@ -3,7 +3,7 @@
 //! In: the victim `spawn_heavy`, which times itself, and what else could watch it ([`super::rivals`]). Out: a table. The floor is
 //! leakmon's probes with programs that do nothing: what any tool pays that probes these instructions. The configurations take
 //! turns, round by round, and each is compared with what ran alone in its own round, so that a machine that slows down slows
-//! both; the middle of the rounds counts.
+//! both; the middle of the rounds counts. A second table is of a program that leaks: beside [`HELD`] tasks that never end.
 
 use super::{
     Effort, remnants,
@@ -40,30 +40,43 @@ const OWN: [(&str, &[&str]); 4] = [
     ("leakmon --no-stacks", &["--no-stacks"]),
 ];
 
-/// Runs the rounds and prints the table.
+/// How many of the first configurations are measured again beside tasks that stay: alone, the floor, leakmon with full stacks.
+const LEAKING: usize = 3;
+
+/// Tasks that stay: six times as many as the kernel side has places that need no hash (`LIVE_SLOTS`), so that next to none is free.
+const HELD: usize = 100_000;
+
+/// Runs the rounds and prints the tables.
 pub(super) fn run(workspace: &Workspace, Effort { rounds, tasks, .. }: Effort) -> Result<String> {
+    if rounds == 0 {
+        bail!("at least one round is needed");
+    }
     build_ebpf::run(workspace, false)?;
     let configurations = configurations(workspace)?;
-    let tasks_text = tasks.to_string();
-    let arguments = ["--tasks", &tasks_text];
+    let (tasks_text, held_text) = (tasks.to_string(), HELD.to_string());
+    let spawning = measure(&configurations, rounds, &["--tasks", &tasks_text])?;
+    let leaking = &configurations[..LEAKING];
+    let leaking = measure(leaking, rounds, &["--tasks", &tasks_text, "--held", &held_text])?;
+    Ok(format!(
+        "Added cost a task: {tasks} tasks, {rounds} rounds, nanoseconds of processor time in the watched program, medians\n\n{spawning}\n\
+         The same beside {HELD} tasks that never end\n\n{leaking}"
+    ))
+}
+
+/// Runs each configuration with these arguments of the victim, in turns, and gives the table.
+fn measure(configurations: &[Configuration], rounds: usize, arguments: &[&str]) -> Result<String> {
     let mut samples: Vec<Vec<f64>> = configurations.iter().map(|_| Vec::new()).collect();
     for round in 1..=rounds {
         println!("bench: round {round} of {rounds}");
         for (configuration, samples) in configurations.iter().zip(&mut samples) {
             let truth =
-                victims::run(&(configuration.command)(&arguments)).with_context(|| configuration.name.clone())?;
+                victims::run(&(configuration.command)(arguments)).with_context(|| configuration.name.clone())?;
             remnants::await_end()?;
             samples.push(truth.ns_per_task.context("the victim did not time itself")?);
         }
     }
-    if rounds == 0 {
-        bail!("at least one round is needed");
-    }
     let names: Vec<&str> = configurations.iter().map(|known| known.name.as_str()).collect();
-    Ok(format!(
-        "Added cost a task: {tasks} tasks, {rounds} rounds, nanoseconds of processor time in the watched program, medians\n\n{}",
-        table(&names, &samples)
-    ))
+    Ok(table(&names, &samples))
 }
 
 fn configurations(workspace: &Workspace) -> Result<Vec<Configuration>> {

@@ -1,6 +1,7 @@
 //! A victim that waits for orders, and the leakmon that watches it: what both benchmarks of running processes start.
 //!
-//! In: programs and their arguments. Out: processes that are ended when dropped, and what `/proc` says of them. It compares nothing.
+//! In: programs and their arguments. Out: processes that are ended when dropped, and what `/proc` says of them. It compares
+//! nothing.
 
 use anyhow::{Context as _, Result, bail};
 use std::{

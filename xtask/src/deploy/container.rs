@@ -1,7 +1,7 @@
 //! The container, without a container engine: the image's files under `runc`, with the security context of the manifests.
 //!
-//! In: the image's files, and the capabilities that the DaemonSet names. Out: a daemon that watches a victim on the host with exactly those,
-//! and counts what the victim says. `runc` is what containerd and CRI-O start containers with.
+//! In: the image's files, and the capabilities that the DaemonSet names. Out: a daemon that watches a victim on the host with
+//! exactly those, and counts what the victim says. `runc` is what containerd and CRI-O start containers with.
 
 use super::{folder, image, victim::Victim};
 use crate::workspace::{self, Workspace};
@@ -51,8 +51,8 @@ fn capabilities(workspace: &Workspace) -> Result<Vec<String>> {
     Ok(found.swap_remove(0))
 }
 
-/// A container as the kubelet would ask for it: the host's processes and network, its own mounts, a read-only root. Paths are masked as
-/// Kubernetes masks them (`pkg/securitycontext/util.go`).
+/// A container as the kubelet would ask for it: the host's processes and network, its own mounts, a read-only root. Paths are
+/// masked as Kubernetes masks them (`pkg/securitycontext/util.go`).
 fn specification(root: &Path, capabilities: &[String], arguments: &[&str]) -> Value {
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
     let command = [&["/usr/bin/leakmon"], arguments].concat();

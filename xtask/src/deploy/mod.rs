@@ -1,7 +1,7 @@
 //! What is deployed, and whether it works: the static program, the Debian package, the container, a guest that boots.
 //!
-//! In: the workspace. Out: `target/deploy/`: the image's files, the package, a clean Debian root, the guest's disk. Each check says what it
-//! saw. Files under `deploy/` that need no build are checked by `leakmon/tests/deploy`.
+//! In: the workspace. Out: `target/deploy/`: the image's files, the package, a clean Debian root, the guest's disk. Each check
+//! says what it saw. Files under `deploy/` that need no build are checked by `leakmon/tests/deploy`.
 
 mod container;
 mod package;

@@ -1,7 +1,7 @@
 //! The Debian package: made by cargo-deb, and tried in a clean root.
 //!
-//! In: the static program, its own manual pages and completions, the unit. Out: `target/deploy/leakmon.deb`. The check installs it, runs
-//! what it brings, and removes it again; nothing may be left but configuration, and after purging nothing at all.
+//! In: the static program, its own manual pages and completions, the unit. Out: `target/deploy/leakmon.deb`. The check installs
+//! it, runs what it brings, and removes it again; nothing may be left but configuration, and after purging nothing at all.
 
 use super::{folder, program, root};
 use crate::workspace::{self, Workspace};

@@ -1,7 +1,8 @@
 //! `cargo xtask vm`: a guest that boots under systemd with the package installed, in emulation.
 //!
-//! In: the package, a clean Debian root, Debian's cloud kernel, a victim. Out: what the guest saw: READY, the victim's own numbers counted,
-//! a daemon that hangs killed by the watchdog and started again. Not part of `test`: it boots an emulated machine.
+//! In: the package, a clean Debian root, Debian's cloud kernel, a victim. Out: what the guest saw: READY, the victim's own
+//! numbers counted, a daemon that hangs killed by the watchdog and started again. Not part of `test`: it boots an emulated
+//! machine.
 
 use super::{folder, package, root};
 use crate::{

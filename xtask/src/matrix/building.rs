@@ -1,8 +1,8 @@
 //! Builds the matrix's programs, once each.
 //!
 //! In: a combination. Out: the path of its program in `target/matrix/programs`. Packages of one version share a folder, and all
-//! share cargo's target folder, so that what does not depend on tokio is built once a profile; those for musl, which another compiler builds,
-//! have one of their own. One job at a time, and nice.
+//! share cargo's target folder, so that what does not depend on tokio is built once a profile; those for musl, which another
+//! compiler builds, have one of their own. One job at a time, and nice.
 
 use super::{
     combinations::{Combination, SECOND, Variant},

@@ -1,7 +1,7 @@
 //! The combinations: which tokio, which profile, which way of linking.
 //!
-//! In: nothing. Out: at most 150 combinations, since a full run takes hours, each with a name of its own and with what leakmon should make of
-//! it. It builds nothing.
+//! In: nothing. Out: at most 150 combinations, since a full run takes hours, each with a name of its own and with what leakmon
+//! should make of it. It builds nothing.
 
 /// Versions in every profile: one of each shape of tokio's tables since 1.10, and the newest.
 const IN_EVERY_PROFILE: [&str; 8] = [

@@ -1,8 +1,8 @@
 //! `cargo xtask matrix`: leakmon against programs of every tokio version, build profile and way of linking that people ship.
 //!
 //! In: a pattern. Out: one line a combination: whether its counts were the victim's own, its sites, those that are slow; and
-//! `docs/matrix.md` where all have run. Programs are kept in `target/matrix/programs`, so a run that was interrupted goes on where it
-//! ended. It is an error where one combination is inexact, or is refused and should not be.
+//! `docs/matrix.md` where all have run. Programs are kept in `target/matrix/programs`, so a run that was interrupted goes on
+//! where it ended. It is an error where one combination is inexact, or is refused and should not be.
 
 mod building;
 mod combinations;

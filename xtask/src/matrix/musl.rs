@@ -1,7 +1,8 @@
 //! A Rust toolchain for static musl programs, out of what Debian has: its rustc, its sources of std, musl, LLVM's unwinder.
 //!
-//! In: the packages in [`PACKAGES`]. Out: a sysroot that is laid out as rustup's own for this target is, so that rustc links the same objects
-//! in the same way: static-pie, `rcrt1.o`, `libc.a`, `libunwind.a`. It installs no package: that is `cargo xtask setup --musl`.
+//! In: the packages in [`PACKAGES`]. Out: a sysroot that is laid out as rustup's own for this target is, so that rustc links the
+//! same objects in the same way: static-pie, `rcrt1.o`, `libc.a`, `libunwind.a`. It installs no package: that is `cargo xtask
+//! setup --musl`.
 
 use crate::{
     build_ebpf::DEBIAN_RUSTC,

@@ -1,7 +1,7 @@
 //! A daemon's report over HTTP.
 //!
-//! In: the URL that a person gave. Out: a [`Report`], read within a time and a size. One connection a report: the next one finds a daemon that was
-//! restarted meanwhile.
+//! In: the URL that a person gave. Out: a [`Report`], read within a time and a size. One connection a report: the next one finds
+//! a daemon that was restarted meanwhile.
 
 use crate::{cli::UrlError, export::report::Report};
 use anyhow::{Context, bail};

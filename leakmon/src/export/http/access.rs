@@ -1,8 +1,8 @@
 //! Who may ask: names and passwords.
 //!
-//! In: users with bcrypt hashes, and `Authorization` headers. Out: yes or no. A wrong name takes as long as a wrong password, since a hash is
-//! computed for it too. A password is checked on a blocking thread, one at a time; who was right before is known again by a keyed
-//! digest, so a scrape costs no bcrypt. No password is kept.
+//! In: users with bcrypt hashes, and `Authorization` headers. Out: yes or no. A wrong name takes as long as a wrong password,
+//! since a hash is computed for it too. A password is checked on a blocking thread, one at a time; who was right before is known
+//! again by a keyed digest, so a scrape costs no bcrypt. No password is kept.
 
 use super::web_config::WebConfigError;
 use axum::http::HeaderValue;
@@ -66,8 +66,8 @@ impl Users {
     fn checked(hashes: BTreeMap<String, String>, cost: u32) -> Self {
         // A digest that no password gives: its salt and bits are all zero.
         let nobody = format!("$2b${cost:02}${}", ".".repeat(53));
-        // Random numbers come from the kernel and can't run out once it has booted; a fixed key would only make the digests of this process's
-        // memory comparable.
+        // Random numbers come from the kernel and can't run out once it has booted; a fixed key would only make the digests of
+        // this process's memory comparable.
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .unwrap_or_else(|_| hmac::Key::new(hmac::HMAC_SHA256, b"no random numbers"));
         Self {

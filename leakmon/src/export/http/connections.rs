@@ -1,8 +1,9 @@
 //! The server's connections: how many, for how long, and which one makes room.
 //!
-//! In: a listener and what answers requests. Out: replies. Every client is bounded: so many connections, so long for a request's head,
-//! so long for a connection as a whole. Where the bound is reached, a new connection takes the place of the one whose last request is longest
-//! ago: slow clients, however many, can only push out each other, and a client that asks and reads gets its reply. It knows no page.
+//! In: a listener and what answers requests. Out: replies. Every client is bounded: so many connections, so long for a request's
+//! head, so long for a connection as a whole. Where the bound is reached, a new connection takes the place of the one whose last
+//! request is longest ago: slow clients, however many, can only push out each other, and a client that asks and reads gets its
+//! reply. It knows no page.
 
 use super::gate::Gate;
 use axum::Router;

@@ -1,7 +1,7 @@
 //! The gate before the pages: TLS and users, as the web configuration file says now.
 //!
-//! In: the file, again whenever it or a certificate changes. Out: how a connection begins, and whether a request is answered. A file that is
-//! wrong changes nothing.
+//! In: the file, again whenever it or a certificate changes. Out: how a connection begins, and whether a request is answered. A
+//! file that is wrong changes nothing.
 
 use super::web_config::{WebConfig, WebConfigError};
 use arc_swap::ArcSwap;
@@ -48,8 +48,8 @@ impl Gate {
         }
     }
 
-    /// The gate of an address: as the file says, if one is named. An address that is no loopback one must be protected by it, unless
-    /// `allow_open` says otherwise.
+    /// The gate of an address: as the file says, if one is named. An address that is no loopback one must be protected by it,
+    /// unless `allow_open` says otherwise.
     ///
     /// # Errors
     /// The file can't be used, or the address would stand open.

@@ -1,7 +1,8 @@
 //! The file that says who may ask and whether connections are encrypted.
 //!
-//! In: a YAML file as Prometheus's exporters read it (`exporter-toolkit`, `docs/web-configuration.md`), and the certificates that it names. Out:
-//! a TLS configuration and users with their bcrypt hashes, or why not. It accepts no connection and checks no password.
+//! In: a YAML file as Prometheus's exporters read it (`exporter-toolkit`, `docs/web-configuration.md`), and the certificates that
+//! it names. Out: a TLS configuration and users with their bcrypt hashes, or why not. It accepts no connection and checks no
+//! password.
 //!
 //! Understood: `tls_server_config` with `cert_file`, `key_file`, `client_auth_type`, `client_ca_file`, `min_version`, and
 //! `basic_auth_users`. Any other key is refused by its name rather than left out of account.

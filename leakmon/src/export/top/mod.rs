@@ -1,7 +1,7 @@
 //! The live view of `leakmon top`: what is shown, and what keys do.
 //!
-//! In: one report after the other, and keys. Out: a [`View`], which [`page::draw`] puts on a screen of any size. It reads no terminal and
-//! fetches nothing: the command does.
+//! In: one report after the other, and keys. Out: a [`View`], which [`page::draw`] puts on a screen of any size. It reads no
+//! terminal and fetches nothing: the command does.
 
 pub mod page;
 mod trail;

@@ -1,7 +1,7 @@
 //! The view on a screen.
 //!
-//! In: a [`View`] and a frame of any size. Out: cells. On a small screen what matters least goes first: the processes beyond the first, columns
-//! from the right, the stack. Names are escaped and cut in their middle; counts never are.
+//! In: a [`View`] and a frame of any size. Out: cells. On a small screen what matters least goes first: the processes beyond the
+//! first, columns from the right, the stack. Names are escaped and cut in their middle; counts never are.
 
 use super::{Order, View, id};
 use crate::export::{

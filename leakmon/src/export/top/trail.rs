@@ -1,6 +1,7 @@
 //! Live counts over the last reports, for the sparklines.
 //!
-//! In: reports. Out: a callsite's last counts. It forgets what a report no longer has, so it holds no more callsites than a report does.
+//! In: reports. Out: a callsite's last counts. It forgets what a report no longer has, so it holds no more callsites than a
+//! report does.
 
 use super::Id;
 use crate::export::report::Report;

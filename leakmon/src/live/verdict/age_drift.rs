@@ -1,8 +1,8 @@
 //! Age drift: the old tasks get older with the clock, although new ones come.
 //!
-//! In: the samples of one scale. Out: how fast the median age of the old tasks grows. In a population that is steady it stays where it is;
-//! where nothing ends and as many come as before it grows by half a second a second. A fixed pool drifts as well, so drift alone
-//! is no leak: it confirms growth.
+//! In: the samples of one scale. Out: how fast the median age of the old tasks grows. In a population that is steady it stays
+//! where it is; where nothing ends and as many come as before it grows by half a second a second. A fixed pool drifts as well, so
+//! drift alone is no leak: it confirms growth.
 
 use super::{
     history::{Clock, History, SCALES, View},

@@ -1,8 +1,8 @@
 //! How a callsite's counts moved, in a bounded number of samples.
 //!
-//! In: one [`Sample`] of every site at each round. Out: series at seven scales. A scale keeps the last [`SAMPLES_MAX`] samples, each four
-//! times as far apart as those of the scale before: the last half minute by the second, the last day by the hour. All sites are
-//! sampled at the same times, which are kept once: so the histories of two sites can be added up.
+//! In: one [`Sample`] of every site at each round. Out: series at seven scales. A scale keeps the last [`SAMPLES_MAX`] samples,
+//! each four times as far apart as those of the scale before: the last half minute by the second, the last day by the hour. All
+//! sites are sampled at the same times, which are kept once: so the histories of two sites can be added up.
 
 use super::robust::Point;
 use crate::live::StackCount;

@@ -1,8 +1,8 @@
 //! Verdicts on callsites, each with its evidence in one sentence.
 //!
-//! In: [`Live`] once a second or less often, the callsite of every stack, as far as it is known, and the time. Out: a [`Judgement`] of every
-//! callsite. Pure: no IO, no clock, no names. One file a rule; `calm` says what holds where no rule finds anything, `standing`
-//! keeps a verdict from flickering, `evidence` puts a finding into words.
+//! In: [`Live`] once a second or less often, the callsite of every stack, as far as it is known, and the time. Out: a
+//! [`Judgement`] of every callsite. Pure: no IO, no clock, no names. One file a rule; `calm` says what holds where no rule finds
+//! anything, `standing` keeps a verdict from flickering, `evidence` puts a finding into words.
 //!
 //! | finding | verdict |
 //! | --- | --- |

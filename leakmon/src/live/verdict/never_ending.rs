@@ -1,7 +1,7 @@
 //! The site whose tasks never end: births go on, and not one end has been seen.
 //!
-//! In: the samples of one scale. Out: how many were born. It needs fewer tasks than growth does, since there is no turnover to be told
-//! from. A fixed pool is told apart by its births, which stop.
+//! In: the samples of one scale. Out: how many were born. It needs fewer tasks than growth does, since there is no turnover to be
+//! told from. A fixed pool is told apart by its births, which stop.
 
 use super::{
     growth::RISES_MIN,

@@ -2,8 +2,8 @@
 //!
 //! In: an image with task vtables. Out: completion sites, and which of the functions lead to one. Source:
 //! `State::transition_to_complete` in tokio's `runtime/task/state.rs`: `fetch_xor(RUNNING | COMPLETE)` with the result used, on
-//! the word with which `Header` begins. Before 1.10, `Harness::complete` in `runtime/task/harness.rs`, and what is left of it where it was
-//! inlined.
+//! the word with which `Header` begins. Before 1.10, `Harness::complete` in `runtime/task/harness.rs`, and what is left of it
+//! where it was inlined.
 
 mod inlined;
 

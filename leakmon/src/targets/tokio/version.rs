@@ -1,7 +1,7 @@
 //! Which tokio an image holds: read from the paths of its panic messages in read-only data.
 //!
-//! In: an image. Out: versions such as `1.54.1`, several where several were linked. Paths may have been remapped away, then there is
-//! none.
+//! In: an image. Out: versions such as `1.54.1`, several where several were linked. Paths may have been remapped away, then there
+//! is none.
 
 use super::super::image::Image;
 use std::collections::BTreeSet;

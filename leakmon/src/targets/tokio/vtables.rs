@@ -289,7 +289,8 @@ pub(super) fn scan(image: &Image<'_>, shape: &Shape, claimed: &Claimed) -> Vec<V
 }
 
 /// Tables without integers are told by what names them: code names the first word, and none of the others; the word behind is no
-/// further function, unless another table begins there, or one of methods (a function for dropping, then two integers). Those that only a symbol can complete need that of `poll`.
+/// further function, unless another table begins there, or one of methods (a function for dropping, then two integers). Those
+/// that only a symbol can complete need that of `poll`.
 fn told_by_names(image: &Image<'_>, shape: &Shape, candidates: Vec<Vtable>) -> Vec<Vtable> {
     let words: Vec<u64> = candidates
         .iter()
@@ -333,8 +334,8 @@ impl Claimed {
             .extend(vtables.iter().map(|vtable| (vtable.address, shape.end(vtable.address))));
     }
 
-    /// Whether a table has one of these addresses. A pointer that happens to be before it is no part of it, but would be taken for the
-    /// first function of a shape that has one more.
+    /// Whether a table has one of these addresses. A pointer that happens to be before it is no part of it, but would be taken
+    /// for the first function of a shape that has one more.
     fn overlaps(&self, start: u64, end: u64) -> bool {
         let last = self.0.range(..end).next_back();
         last.is_some_and(|(_, last_end)| start < *last_end)

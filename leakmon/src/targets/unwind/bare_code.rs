@@ -1,8 +1,9 @@
-//! Rules for code that no entry covers, reckoned from the code itself: musl is built without unwind information, and so is assembly.
+//! Rules for code that no entry covers, reckoned from the code itself: musl is built without unwind information, and so is
+//! assembly.
 //!
-//! In: the bytes of a gap between entries. Out: ranges whose rule is known, so that a walk gets through them. It counts what pushes and pops
-//! do to the stack pointer. Where that can't be known (another register is moved into it, ways disagree, a `ret` that does not find its
-//! return address) there is no range, and the walk tries the frame pointer as before.
+//! In: the bytes of a gap between entries. Out: ranges whose rule is known, so that a walk gets through them. It counts what
+//! pushes and pops do to the stack pointer. Where that can't be known (another register is moved into it, ways disagree, a `ret`
+//! that does not find its return address) there is no range, and the walk tries the frame pointer as before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,8 +35,8 @@ pub(super) struct Gap<'a> {
     pub(super) called: &'a BTreeSet<u64>,
 }
 
-/// What code at an address seems to call within `places`, which are sorted. It is not decoded: a chance match makes a function of the middle of
-/// another one, whose `ret` then does not find its return address.
+/// What code at an address seems to call within `places`, which are sorted. It is not decoded: a chance match makes a function of
+/// the middle of another one, whose `ret` then does not find its return address.
 pub(super) fn calls_into(bytes: &[u8], address: u64, places: &[std::ops::Range<u64>]) -> BTreeSet<u64> {
     const CALL: u8 = 0xe8;
     let target = |(at, window): (usize, &[u8])| {

@@ -130,8 +130,8 @@ impl UnwindTable {
         Self::build_from(bytes)
     }
 
-    /// As [`Self::build`], from data of which only the headers and `.eh_frame` are read, code without entries, and where there is much of that
-    /// the code that may call it.
+    /// As [`Self::build`], from data of which only the headers and `.eh_frame` are read, code without entries, and where there is
+    /// much of that the code that may call it.
     ///
     /// # Errors
     /// [`UnwindError`].

@@ -1,9 +1,9 @@
 //! Ends of tasks whose `Harness::complete` was inlined, in tokio before 1.10.
 //!
-//! In: the functions of the task types, and the sites that symbols of `complete` gave. Out: sites of what is left of it, where a type comes to
-//! that by no `complete` that is known: `State::transition_to_terminal`, and where that was inlined as well, the exchanges of the state
-//! word. What was seen to complete before is none of the live tasks when it gets there, so a site too many counts nothing twice.
-//! Source: `runtime/task/harness.rs` and `state.rs`, the same from tokio 1.0.3 to 1.9.0.
+//! In: the functions of the task types, and the sites that symbols of `complete` gave. Out: sites of what is left of it, where a
+//! type comes to that by no `complete` that is known: `State::transition_to_terminal`, and where that was inlined as well, the
+//! exchanges of the state word. What was seen to complete before is none of the live tasks when it gets there, so a site too many
+//! counts nothing twice. Source: `runtime/task/harness.rs` and `state.rs`, the same from tokio 1.0.3 to 1.9.0.
 
 use super::{
     super::super::{code::Function, image::Image, plan::ProbeSite},
@@ -77,8 +77,8 @@ fn terminals(image: &Image<'_>) -> Sites {
         .collect()
 }
 
-/// Where the state word is exchanged after all updates of one of these lists, outside the functions that are known. The lists begin with the
-/// same update, by which functions are looked for.
+/// Where the state word is exchanged after all updates of one of these lists, outside the functions that are known. The lists
+/// begin with the same update, by which functions are looked for.
 fn exchanges(image: &Image<'_>, lists: &[&[&Update]], known: &BTreeSet<u64>) -> Sites {
     let Some(first) = lists.first().and_then(|updates| updates.first()) else {
         return Sites::new();
@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn where_complete_was_inlined_what_it_calls_at_its_end_is_a_site_too() {
-        // Sixteen bytes each: poll calls complete, shutdown (complete inlined) calls terminal, complete calls terminal, terminal returns.
+        // Sixteen bytes each: poll calls complete, shutdown (complete inlined) calls terminal, complete calls terminal, terminal
+        // returns.
         let [poll, shutdown, complete, terminal] = [ADDRESS, ADDRESS + 16, ADDRESS + 32, ADDRESS + 48];
         let call = |from: u64, to: u64| {
             let mut code = vec![0xe8];
