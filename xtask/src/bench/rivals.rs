@@ -64,6 +64,15 @@ pub(super) fn build_console(workspace: &Workspace) -> Result<PathBuf> {
     Ok(folder.join("target/release/console-victim"))
 }
 
+/// Runs that victim with a retention of one second instead of an hour (console-subscriber 0.5.0, `Builder::with_default_env`).
+pub(super) fn forgetful(program: PathBuf) -> Runner {
+    Box::new(move |arguments| {
+        let mut command = Command::new(&program);
+        command.args(arguments).env("TOKIO_CONSOLE_RETENTION", "1s");
+        command
+    })
+}
+
 /// A way to run a program.
 pub(super) type Runner = Box<dyn Fn(&[&str]) -> Command>;
 

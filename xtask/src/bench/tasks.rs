@@ -93,9 +93,14 @@ fn configurations(workspace: &Workspace) -> Result<Vec<Configuration>> {
             command: under_leakmon(workspace, &leakmon, &victim, options),
         });
     }
+    let console = rivals::build_console(workspace)?;
     configurations.push(Configuration {
         name: "console-subscriber compiled in".to_owned(),
-        command: direct(rivals::build_console(workspace)?),
+        command: direct(console.clone()),
+    });
+    configurations.push(Configuration {
+        name: "the same, told to forget ended tasks after a second".to_owned(),
+        command: rivals::forgetful(console),
     });
     match rivals::bpftrace(workspace, &victim)? {
         Ok(command) => configurations.push(Configuration {
