@@ -3,30 +3,52 @@
 //! In: this process's children. Out: nothing; it returns when those have gone, and their probes with them. Without that, every
 //! configuration but the first of a round would pay for the breakpoints and the programs of the one before.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     errno::Errno,
-    sys::{prctl::set_child_subreaper, wait::waitpid},
+    sys::{
+        prctl::set_child_subreaper,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
-use std::{fs, process};
+use std::{
+    fs, process, thread,
+    time::{Duration, Instant},
+};
+
+/// How long the probes of one run may take to go: a hundred times what they were seen to take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Has leakmon's children become this process's own when leakmon ends.
 pub(super) fn adopt() -> Result<()> {
     set_child_subreaper(true).context("can't adopt what leakmon leaves behind")
 }
 
-/// Waits for what leakmon has left behind. Not to be called while a leakmon that this process started is running: it would be
-/// waited for as well.
+/// Waits for what leakmon has left behind, within a minute. Not to be called while a leakmon that this process started is
+/// running: it would be waited for as well.
 pub(super) fn await_end() -> Result<()> {
+    let started = Instant::now();
     for tgid in left_behind()? {
-        match waitpid(Pid::from_raw(tgid), None) {
-            // The kernel has closed its files before it tells of its end (`do_exit` in kernel/exit.c).
-            Ok(_) | Err(Errno::ECHILD) => {}
-            Err(error) => return Err(error).context("can't wait for what leakmon left behind"),
+        while !has_ended(tgid)? {
+            ensure!(
+                started.elapsed() < PATIENCE,
+                "process {tgid}, which leakmon left behind, has not taken its probes away after {} s",
+                PATIENCE.as_secs()
+            );
+            thread::sleep(Duration::from_millis(1));
         }
     }
     Ok(())
+}
+
+fn has_ended(tgid: i32) -> Result<bool> {
+    match waitpid(Pid::from_raw(tgid), Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::StillAlive) => Ok(false),
+        // The kernel has closed its files before it tells of its end (`do_exit` in kernel/exit.c).
+        Ok(_) | Err(Errno::ECHILD) => Ok(true),
+        Err(error) => Err(error).context("can't wait for what leakmon left behind"),
+    }
 }
 
 /// Children of this process that are called `leakmon`. A process that goes meanwhile is none.
