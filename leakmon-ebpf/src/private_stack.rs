@@ -8,7 +8,7 @@
 use crate::maps::{NOWHERE, never};
 use aya_ebpf::programs::ProbeContext;
 
-/// To be the first thing in every program of a probe. It costs nothing: the verifier takes out what can't be reached.
+/// To be the first thing in every program of a probe. It costs next to nothing: the verifier takes out what can't be reached.
 #[inline(always)]
 pub fn refuse(ctx: &ProbeContext) {
     if never() != 0 {

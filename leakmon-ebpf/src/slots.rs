@@ -5,7 +5,8 @@
 //! of one at the same moment, and only a hash lets just the first of them in.
 //!
 //! A place is taken and freed by compare-and-swap of its state, whose number never comes back: whoever has read a full place and
-//! swaps its state has taken what was read.
+//! swaps its state has taken what was read. That rests on x86-64 not reordering loads; elsewhere the state would have to be read
+//! with acquire order.
 
 use crate::{atomic, maps::LIVE_SLOTS, maps::live_slots};
 use aya_ebpf::helpers::generated::bpf_for_each_map_elem;

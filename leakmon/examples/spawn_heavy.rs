@@ -56,7 +56,7 @@ async fn hold(count: usize) {
 }
 
 async fn held(_presence: Presence) {
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn spawn_all(tasks: usize, batch: usize, depth: usize, _presence: Presence) -> io::Result<Duration> {

@@ -98,7 +98,8 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bounds {
-    /// Tasks that can be followed at once; births beyond it are counted as untracked. Each takes 96 bytes of kernel memory from the start.
+    /// Tasks that can be followed at once; births beyond it are counted as untracked. Each takes 96 bytes of kernel memory from the
+    /// start. From 81920 on there is room for up to 16384 more, in a table that makes births and ends cheaper.
     pub live_entries_max: u32,
     /// Different stacks that can be kept.
     pub stacks_entries_max: u32,

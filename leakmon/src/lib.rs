@@ -41,6 +41,7 @@
 //! | `daemon/discovery.rs` | the search for processes, on its own thread | what is attached or counted |
 //! | [`privileges`] | the daemon's rights: what each is for, giving up the others | BPF |
 //! | [`outbound`] | requests to other servers, bounded in time and size | what they are for |
+//! | [`heap`] | what becomes of memory that was freed | what it was for |
 //! | [`supervision`] | what systemd is told: ready, alive, reloading | how it is known |
 //! | [`commands`], [`cli`], [`config`] | what a person asks for | how it is done |
 //! | `xtask/` | setup, build, demo, tests, benchmarks, tidiness | |
@@ -81,6 +82,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod daemon;
+pub mod heap;
 pub mod logging;
 pub mod outbound;
 pub mod privileges;

@@ -4,11 +4,12 @@ use clap::Parser;
 use leakmon::{
     analysis::ZYGOTE_NAME,
     cli::{Cli, Command},
-    commands, logging,
+    commands, heap, logging,
 };
 use std::{io::IsTerminal, process::ExitCode};
 
 fn main() -> ExitCode {
+    heap::return_large_blocks();
     // Started by leakmon itself.
     if std::env::args_os().next().is_some_and(|name| name == ZYGOTE_NAME) {
         return commands::serve_analyses();

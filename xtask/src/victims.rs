@@ -234,12 +234,30 @@ pub(crate) fn run(command: &Command) -> Result<Truth> {
     if let Some(folder) = command.get_current_dir() {
         limited.current_dir(folder);
     }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
     Truth::parse(&workspace::output(limited.stdin(Stdio::null()))?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_keeps_its_environment() {
+        let truth = |number: &str| {
+            let script = "printf '{\"runtime_tasks\":%s,\"total\":{\"spawned\":0,\"ended\":0,\"live\":0},\"truth\":[]}' \"${NUMBER:-7}\"";
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).env("NUMBER", number);
+            run(&command).unwrap().runtime_tasks
+        };
+        assert_eq!(truth("5"), 5);
+        assert_eq!(truth(""), 7);
+    }
 
     #[test]
     fn the_last_line_is_the_truth() {

@@ -9,7 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const LIVE_ENTRIES_MAX: u32 = 1 << 20;
 /// Of them, those in the first of two hashes: a pass takes some 12 ns a bucket, be it empty, which is 12 ms over a million.
 pub const LIVE_FIRST_ENTRIES_MAX: u32 = 1 << 16;
-/// Tasks that have a place and need no hash, a power of two. A pass visits each place, in a quarter of a millisecond.
+/// Tasks that have a place and need no hash, a power of two. A pass visits each of them, a quarter as many as the first hash has
+/// buckets.
 pub const LIVE_SLOTS_MAX: u32 = 1 << LIVE_SLOTS_BITS;
 const LIVE_SLOTS_BITS: u32 = 14;
 

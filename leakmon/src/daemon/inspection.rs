@@ -328,15 +328,11 @@ impl Observer {
             return;
         };
         let older = known.ran_before && known.older.is_none();
-        let (Some(subject), Some(counted)) = (subject, counted) else {
+        let (Some(subject), Some(mut counted)) = (subject, counted) else {
             known.busy = false;
             return;
         };
-        let counted = counted
-            .iter()
-            .map(|sample| (sample.header, sample.born_ns))
-            .filter(is_task)
-            .collect();
+        counted.retain(is_task);
         let job = Job::Compare {
             subject,
             counted,

@@ -69,33 +69,36 @@ impl SampleMaps {
         self.live.iter().find_map(|table| table.get(&key))
     }
 
-    /// What the last pass found.
-    fn read(&self) -> Result<Vec<Sample>, KernelError> {
+    /// Gives what the last pass found, one by one, and says how many there were: a list of them would be megabytes.
+    fn read(&self, found: &mut impl FnMut(Sample)) -> Result<u64, KernelError> {
         let count = self
             .sampled
             .get(&0, 0)
             .map_err(|error| KernelError::Map("SAMPLED", error))?;
-        let count = count.min(SAMPLES_MAX) as usize;
-        let mut found = Vec::with_capacity(count);
-        for chunk in 0..count.div_ceil(SAMPLES_PER_CHUNK as usize) {
+        let count = count.min(SAMPLES_MAX);
+        let mut left = count as usize;
+        for chunk in 0..count.div_ceil(u64::from(SAMPLES_PER_CHUNK)) {
             let bytes = self.samples.get(&(chunk as u32), 0);
             let bytes = bytes.map_err(|error| KernelError::Map("SAMPLES", error))?;
-            let entries = bytes.chunks_exact(size_of::<Sample>()).take(count - found.len());
-            found.extend(entries.filter_map(|entry| Sample::read_from_bytes(entry).ok()));
+            let entries = bytes.chunks_exact(size_of::<Sample>()).take(left);
+            entries
+                .filter_map(|entry| Sample::read_from_bytes(entry).ok())
+                .for_each(&mut *found);
+            left = left.saturating_sub(SAMPLES_PER_CHUNK as usize);
         }
-        Ok(found)
+        Ok(count)
     }
 }
 
 impl Kernel {
-    /// The live tasks of stacks, as many of each as its [`Wanted`] says. Stacks beyond [`STACKS_MAX`] and tasks beyond
+    /// Gives the live tasks of stacks, as many of each as its [`Wanted`] says. Stacks beyond [`STACKS_MAX`] and tasks beyond
     /// [`SAMPLES_MAX`] are left out.
     ///
     /// # Errors
-    /// Where the kernel can't run the program.
-    pub fn sample(&mut self, wanted: &[(CountKey, Wanted)]) -> Result<Vec<Sample>, KernelError> {
+    /// Where the kernel can't run the program; some may have been given by then.
+    pub fn sample(&mut self, wanted: &[(CountKey, Wanted)], mut found: impl FnMut(Sample)) -> Result<(), KernelError> {
         if wanted.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         self.samples.clear();
         for (key, value) in wanted.iter().take(STACKS_MAX) {
@@ -103,14 +106,14 @@ impl Kernel {
             inserted.map_err(|error| KernelError::Map("WANTED", error))?;
         }
         self.collect(0, 0, 0)?;
-        self.samples.read()
+        self.samples.read(&mut found).map(drop)
     }
 
-    /// All live tasks of a target; `None` where they are too many to be collected.
+    /// All live tasks and threads of a target, header and time of birth; `None` where they are too many to be collected.
     ///
     /// # Errors
     /// Where the kernel can't run the program.
-    pub fn live_tasks(&mut self, target: TargetId) -> Result<Option<Vec<Sample>>, KernelError> {
+    pub fn live_tasks(&mut self, target: TargetId) -> Result<Option<Vec<(u64, u64)>>, KernelError> {
         let mut parts = 1;
         while parts <= PARTS_MAX {
             if let Some(all) = self.live_parts(target, parts)? {
@@ -132,15 +135,16 @@ impl Kernel {
     }
 
     /// `None` where one of the parts does not fit.
-    fn live_parts(&mut self, target: TargetId, parts: u64) -> Result<Option<Vec<Sample>>, KernelError> {
+    fn live_parts(&mut self, target: TargetId, parts: u64) -> Result<Option<Vec<(u64, u64)>>, KernelError> {
         let mut all = Vec::new();
         for part in 0..parts {
             self.collect(target.0, part, parts - 1)?;
-            let found = self.samples.read()?;
-            if found.len() as u64 >= SAMPLES_MAX {
+            let count = self
+                .samples
+                .read(&mut |sample| all.push((sample.header, sample.born_ns)))?;
+            if count >= SAMPLES_MAX {
                 return Ok(None);
             }
-            all.extend(found);
         }
         Ok(Some(all))
     }

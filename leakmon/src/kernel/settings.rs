@@ -71,3 +71,22 @@ impl Default for Settings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_come_on_top_of_a_bound_that_has_room_for_as_many_beside_the_first_hash() {
+        let of = |live_entries_max| {
+            let settings = Settings {
+                live_entries_max,
+                ..Settings::default()
+            };
+            (settings.live_slots(), settings.live_capacity())
+        };
+        assert_eq!(of(81_919), (0, 81_919));
+        assert_eq!(of(81_920), (16_384, 98_304));
+        assert_eq!(of(u32::MAX), (16_384, u32::MAX));
+    }
+}

@@ -11,10 +11,7 @@ use super::{
     reader::{Memory, MemoryError},
     states::Suspects,
 };
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// Tasks read in one go.
 const TASKS_AT_ONCE: usize = 4096;
@@ -34,16 +31,13 @@ struct Task {
 }
 
 impl Older {
-    /// The living tasks of a census that are not among `known`, the headers of tasks whose births were seen. Call
-    /// [`Self::recount`] before believing it: one that ended between the census and `known` is among them.
+    /// The living tasks of a census whose headers are not `known`, as those of tasks whose births were seen are. Call
+    /// [`Self::recount`] before believing it: one that ended between the census and what is known is among them.
     #[must_use]
-    pub fn of(tasks: &[Found], known: &HashSet<u64>) -> Self {
+    pub fn of(tasks: &[Found], known: impl Fn(u64) -> bool) -> Self {
         let older = tasks.iter().filter(|task| task.state.is_alive());
         Self {
-            tasks: older
-                .filter(|task| !known.contains(&task.header))
-                .map(task_of)
-                .collect(),
+            tasks: older.filter(|task| !known(task.header)).map(task_of).collect(),
             suspects: Suspects::default(),
         }
     }

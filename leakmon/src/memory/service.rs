@@ -13,7 +13,7 @@ use super::{
 };
 use leakmon_ebpf::abi::TargetId;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     io,
     sync::{
         Arc,
@@ -184,13 +184,13 @@ fn run(job: Job, process: &mut Process, bytes_read: &mut u64) -> Outcome {
         } => Outcome::Compared(compare(
             &subject,
             process,
-            &counted,
+            counted,
             older.then_some(confirm),
             bytes_read,
         )),
         Job::Recount(subject, confirm) => Outcome::Recounted(recount(&subject, process, confirm, bytes_read)),
         Job::States(subject, tasks, confirm) => Outcome::States(open(&subject).and_then(|(mut memory, layouts)| {
-            let read = states::read(&mut memory, &layouts, &tasks, &mut process.suspects, confirm);
+            let read = states::read(&mut memory, &layouts, tasks, &mut process.suspects, confirm);
             *bytes_read = memory.bytes_read();
             read
         })),
@@ -233,17 +233,18 @@ fn recount(
 fn compare(
     subject: &Subject,
     process: &mut Process,
-    counted: &[(u64, u64)],
+    mut counted: Vec<(u64, u64)>,
     older: Option<Duration>,
     bytes_read: &mut u64,
 ) -> Result<Comparison, MemoryError> {
     let (mut memory, layouts) = open(subject)?;
     // The tasks are needed this once.
     let tasks = std::mem::take(&mut process.tasks);
-    let known: HashSet<u64> = counted.iter().map(|(header, _)| *header).collect();
+    counted.sort_unstable();
+    let is_counted = |header: u64| counted.binary_search_by_key(&header, |(header, _)| *header).is_ok();
     let mut comparison = Comparison::default();
     // Whatever was alive at the census, is alive now, and was not counted in between, will never be counted.
-    let mut uncounted = Older::of(&tasks, &known);
+    let mut uncounted = Older::of(&tasks, is_counted);
     let confirm = older.unwrap_or_default();
     if older.is_some() {
         process.older = uncounted;
@@ -252,12 +253,12 @@ fn compare(
         uncounted.recount(&mut memory, &layouts, confirm)?;
         comparison.unseen_births = uncounted.without(&process.older) as u64;
     }
-    comparison.gone = gone(&mut memory, &layouts, &tasks, counted)?;
+    comparison.gone = gone(&mut memory, &layouts, &tasks, &counted)?;
     *bytes_read = memory.bytes_read();
     Ok(comparison)
 }
 
-/// Of the tasks that are counted, those that are not alive in memory now.
+/// Of the tasks that are counted, by ascending header, those that are not alive in memory now.
 fn gone(
     memory: &mut super::reader::Memory,
     layouts: &Layouts,
@@ -268,8 +269,7 @@ fn gone(
         let found = tasks.binary_search_by_key(&header, |task| task.header);
         found.is_ok_and(|index| tasks[index].state.is_alive())
     };
-    let mut doubtful: Vec<(u64, u64)> = counted.iter().copied().filter(|(header, _)| !alive(*header)).collect();
-    doubtful.sort_unstable();
+    let doubtful: Vec<(u64, u64)> = counted.iter().copied().filter(|(header, _)| !alive(*header)).collect();
     let headers: Vec<u64> = doubtful.iter().map(|(header, _)| *header).collect();
     let readings = states::read_known(memory, layouts, &headers)?;
     memory.check()?;

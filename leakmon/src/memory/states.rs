@@ -76,12 +76,12 @@ impl Suspects {
 }
 
 /// By header, one for each. A pass may meet two tasks that lived at the same address one after the other: then the later one.
-fn by_header(tasks: &[Known]) -> Vec<Known> {
-    let mut sorted: Vec<Known> = tasks.iter().rev().copied().collect();
+fn by_header(mut tasks: Vec<Known>) -> Vec<Known> {
+    tasks.reverse();
     // A stable order, so that the later one comes first and is kept.
-    sorted.sort_by_key(|known| known.header);
-    sorted.dedup_by_key(|known| known.header);
-    sorted
+    tasks.sort_by_key(|known| known.header);
+    tasks.dedup_by_key(|known| known.header);
+    tasks
 }
 
 /// Reads the states of `tasks`, which are in the order in which they were found. `suspects` is what the last call left.
@@ -91,7 +91,7 @@ fn by_header(tasks: &[Known]) -> Vec<Known> {
 pub fn read(
     memory: &mut Memory,
     layouts: &Layouts,
-    tasks: &[Known],
+    tasks: Vec<Known>,
     suspects: &mut Suspects,
     confirm: Duration,
 ) -> Result<BTreeMap<u64, Group>, MemoryError> {
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn of_two_tasks_at_one_address_the_later_one_is_read() {
         let found = [(0x100, 1), (0x80, 1), (0x100, 2), (0x180, 3)].map(|(header, group)| Known { header, group });
-        let read = by_header(&found)
+        let read = by_header(found.to_vec())
             .iter()
             .map(|known| (known.header, known.group))
             .collect::<Vec<_>>();

@@ -2,6 +2,8 @@
 
 use super::{
     crowd::{BUILDS, Crowd, alive, census, states_of, without},
+    daemon::Daemon,
+    discovery::await_value,
     host,
     observer::Attach,
     storm::Storm,
@@ -12,13 +14,18 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
     process::Command,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Runs that must all be exact.
 const RUNS: usize = 20;
 /// Tasks that churn, and how many of them are replaced in a second.
 const CHURNING: u64 = 10_000;
+/// Tasks whose census takes megabytes, and how much of that the daemon may keep.
+const MANY: u64 = 100_000;
+const KEPT_BYTES_MAX: u64 = 6 << 20;
+/// A daemon takes a census every 30 seconds.
+const NEXT_CENSUS: Duration = Duration::from_secs(90);
 /// Nobody's user and group.
 const NOBODY: u32 = 65534;
 
@@ -225,4 +232,34 @@ fn a_census_needs_no_root_and_says_why_where_it_is_refused() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{said}");
     assert!(said.contains("not permitted") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn the_memory_that_a_census_took_is_given_back() {
+    let Some(path) = host::victim_for("the_memory_that_a_census_took_is_given_back", "crowd") else {
+        return;
+    };
+    let mut crowd = Crowd::start(&path, 1_000);
+    let daemon = Daemon::start(&["-p", &crowd.tgid().to_string()]);
+    let await_census = |tasks: u64| {
+        let alive = |report: &Report| report.0["targets"][0]["census"]["tasks"]["alive"].as_u64();
+        daemon.await_report_for(NEXT_CENSUS, "a census", |report| {
+            alive(report).is_some_and(|alive| alive >= tasks)
+        })
+    };
+    await_census(1);
+    let before = anonymous_bytes(daemon.tgid());
+    crowd.tell(&format!("more {MANY}"));
+    await_census(MANY);
+    await_value("memory as before", &true, || {
+        anonymous_bytes(daemon.tgid()) < before + KEPT_BYTES_MAX
+    });
+    daemon.stop();
+}
+
+/// Memory of a process that is not in files (`RssAnon` in proc_pid_status(5)).
+fn anonymous_bytes(tgid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{tgid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }

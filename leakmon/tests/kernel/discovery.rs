@@ -255,7 +255,7 @@ fn processes_that_come_and_go_at_random_leave_nothing_behind() {
 }
 
 /// Asks until a value is as it was; probes take a tenth of a second each to close.
-fn await_value<T: PartialEq + std::fmt::Debug>(what: &str, wanted: &T, mut value: impl FnMut() -> T) {
+pub(super) fn await_value<T: PartialEq + std::fmt::Debug>(what: &str, wanted: &T, mut value: impl FnMut() -> T) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while value() != *wanted {
         assert!(Instant::now() < deadline, "{what}: {:?} instead of {wanted:?}", value());

@@ -8,6 +8,7 @@ use super::{
     truth::{Report, Truth},
 };
 use aya::maps::{Array, Map, MapData};
+use leakmon_ebpf::abi::LiveSlot;
 use nix::sys::signal::Signal;
 use std::{
     path::PathBuf,
@@ -15,6 +16,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
+use zerocopy::FromBytes as _;
 
 /// Restarts that must all be exact.
 const RESTARTS: usize = 20;
@@ -65,6 +67,19 @@ impl Ground {
     pub(super) fn overflow(&self) -> u64 {
         let map = MapData::from_pin(self.pins.join("maps/OVERFLOW")).unwrap();
         Array::<_, u64>::try_from(Map::Array(map)).unwrap().get(&0, 0).unwrap()
+    }
+
+    /// Places of live tasks that are not free, and the tasks and threads that found theirs taken.
+    pub(super) fn slots(&self) -> (usize, u64) {
+        let map = MapData::from_pin(self.pins.join("maps/LIVE_SLOTS")).unwrap();
+        let slots = Array::<_, [u8; size_of::<LiveSlot>()]>::try_from(Map::Array(map)).unwrap();
+        let slots = slots
+            .iter()
+            .map(|slot| LiveSlot::read_from_bytes(&slot.unwrap()).unwrap());
+        slots.fold((0, 0), |(taken, spilled), slot| {
+            let is_taken = slot.state & LiveSlot::PHASES != LiveSlot::FREE;
+            (taken + usize::from(is_taken), spilled + slot.spilled)
+        })
     }
 
     fn clean_up(&self) -> Output {

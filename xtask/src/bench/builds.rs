@@ -72,8 +72,9 @@ fn measure(workspace: &Workspace, leakmon: &Path, victim: &Path, effort: Effort)
     };
     let tasks = effort.tasks.to_string();
     let cost = |runner: &Runner| -> Result<f64> {
-        let truth = victims::run(&runner(&["--tasks", &tasks]))?;
-        remnants::await_end()?;
+        let command = runner(&["--tasks", &tasks]);
+        let truth = victims::run(&command)?;
+        remnants::await_end_of(&command)?;
         truth.ns_per_task.context("the victim did not time itself")
     };
     let mut added = Added::default();
@@ -92,8 +93,14 @@ fn table(rows: &[(&str, Added)]) -> String {
     let mut text =
         String::from("| build | floor | leakmon | bpftrace | leakmon, of the floor | leakmon, of bpftrace |\n");
     text.push_str("| --- | ---: | ---: | ---: | ---: | ---: |\n");
-    let middle = |samples: &[f64], digits: usize| {
-        Summary::of(samples).map_or_else(|| "–".to_owned(), |summary| format!("{:.digits$}", summary.median))
+    let middle = |samples: &[f64]| {
+        Summary::of(samples).map_or_else(|| "–".to_owned(), |summary| format!("{:.0}", summary.median))
+    };
+    let ratio = |samples: &[f64]| {
+        Summary::of(samples).map_or_else(
+            || "–".to_owned(),
+            |Summary { median, low, high }| format!("{median:.2} ({low:.2} to {high:.2})"),
+        )
     };
     for (name, added) in rows {
         let of = |others: &[f64]| -> Vec<f64> {
@@ -104,11 +111,11 @@ fn table(rows: &[(&str, Added)]) -> String {
         let _ = writeln!(
             text,
             "| {name} | {} | {} | {} | {} | {} |",
-            middle(&added.floor, 0),
-            middle(&added.leakmon, 0),
-            middle(&added.bpftrace, 0),
-            middle(&of(&added.floor), 2),
-            middle(&of(&added.bpftrace), 2),
+            middle(&added.floor),
+            middle(&added.leakmon),
+            middle(&added.bpftrace),
+            ratio(&of(&added.floor)),
+            ratio(&of(&added.bpftrace)),
         );
     }
     text
@@ -120,11 +127,11 @@ mod tests {
 
     #[test]
     fn ratios_are_those_of_a_round() {
-        // The machine is twice as slow in the second round, which changes no ratio.
+        // The machine is twice as slow in the second round, which changes no ratio; bpftrace alone was held up in it.
         let dev = Added {
             floor: vec![1000.0, 2000.0],
             leakmon: vec![1500.0, 3000.0],
-            bpftrace: vec![6000.0, 12000.0],
+            bpftrace: vec![6000.0, 15000.0],
         };
         let without_bpftrace = Added {
             floor: vec![1000.0],
@@ -132,7 +139,13 @@ mod tests {
             ..Added::default()
         };
         let text = table(&[("dev", dev), ("z", without_bpftrace)]);
-        assert!(text.contains("| dev | 1500 | 2250 | 9000 | 1.50 | 0.25 |"), "{text}");
-        assert!(text.contains("| z | 1000 | 2500 | – | 2.50 | – |"), "{text}");
+        assert!(
+            text.contains("| dev | 1500 | 2250 | 10500 | 1.50 (1.50 to 1.50) | 0.23 (0.20 to 0.25) |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| z | 1000 | 2500 | – | 2.50 (2.50 to 2.50) | – |"),
+            "{text}"
+        );
     }
 }

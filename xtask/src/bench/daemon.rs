@@ -25,8 +25,12 @@ const RATE_SECONDS: u32 = 10;
 const RATE_SITES: u32 = 100;
 const LIVE: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const SITES: [u32; 4] = [10, 100, 1_000, 10_000];
-/// How long the daemon may take to show what the victim knows.
+/// How long the daemon may take to show what the victim knows; a census is taken every 30 s.
 const AGREEMENT: Duration = Duration::from_secs(60);
+/// How long memory is looked at when all has been seen: states are read every 2 s.
+const SETTLING: Duration = Duration::from_secs(6);
+/// How often.
+const LOOK: Duration = Duration::from_millis(10);
 /// `LIVE` and `LIVE_MORE`, which are hashes, and `LIVE_SLOTS`, an array (leakmon-ebpf/src/abi/live.rs).
 const LIVE_TABLES: [Layout; 2] = [
     Layout {
@@ -64,7 +68,7 @@ fn rates(programs: &(PathBuf, PathBuf)) -> Result<String> {
     for rate in RATES {
         println!("bench: {rate} tasks a second for {RATE_SECONDS} s");
         let arguments = [("rate", rate), ("sites", RATE_SITES), ("seconds", RATE_SECONDS)];
-        let mut pair = Pair::start(programs, &arguments)?;
+        let mut pair = Pair::start(programs, &arguments, &[])?;
         pair.enter_second_phase()?;
         let (cpu, started) = (watched::cpu(pair.daemon.tgid())?, Instant::now());
         pair.victim.go_on()?;
@@ -86,21 +90,26 @@ fn rates(programs: &(PathBuf, PathBuf)) -> Result<String> {
 
 fn live(programs: &(PathBuf, PathBuf)) -> Result<String> {
     let mut text = String::from(
-        "Memory by live tasks, 100 callsites; the kernel has room for so many from the start\n\n| live | daemon, MiB | tables of \
-         live tasks in the kernel, MiB | room for | bytes a task |\n| ---: | ---: | ---: | ---: | ---: |\n",
+        "Memory by live tasks, 100 callsites, while their states are read; the kernel has room for so many from the start\n\n\
+         | live | daemon without census, MiB | with one, at rest | with one, at most | tables of live tasks in the kernel, MiB | room \
+         for | bytes a task |\n| ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     );
     for live in LIVE {
         println!("bench: {live} live tasks");
-        let mut pair = Pair::start(programs, &[("live", live), ("sites", 100), ("rate", 0), ("seconds", 0)])?;
-        pair.enter_second_phase()?;
-        pair.victim.go_on()?;
-        let truth = Truth::parse(&pair.victim.line()?)?;
-        pair.agree(&truth)?;
+        let arguments = [("live", live), ("sites", 100), ("rate", 0), ("seconds", 0)];
+        let mut pair = Pair::hold(programs, &arguments, &["--no-census"])?;
+        let without = pair.settle()?;
+        drop(pair);
+        let mut pair = Pair::hold(programs, &arguments, &[])?;
+        let census = pair.await_census(live.into())?;
+        let settled = pair.settle()?;
         let tables = watched::tables(pair.daemon.tgid(), &LIVE_TABLES)?;
         let _ = writeln!(
             text,
-            "| {live} | {:.1} | {:.1} | {} | {:.0} |",
-            mib(watched::anonymous_bytes(pair.daemon.tgid())?),
+            "| {live} | {:.1} | {:.1} | {:.1} | {:.1} | {} | {:.0} |",
+            mib(without.last),
+            mib(settled.last),
+            mib(census.highest.max(settled.highest)),
             mib(tables.bytes),
             tables.entries_max,
             tables.bytes as f64 / tables.entries_max as f64
@@ -114,19 +123,9 @@ fn sites(programs: &(PathBuf, PathBuf)) -> Result<String> {
         String::from("Memory by callsites, one live task each\n\n| callsites | daemon, MiB |\n| ---: | ---: |\n");
     for sites in SITES {
         println!("bench: {sites} callsites");
-        let mut pair = Pair::start(
-            programs,
-            &[("live", sites), ("sites", sites), ("rate", 0), ("seconds", 0)],
-        )?;
-        pair.enter_second_phase()?;
-        pair.victim.go_on()?;
-        let truth = Truth::parse(&pair.victim.line()?)?;
-        pair.agree(&truth)?;
-        let _ = writeln!(
-            text,
-            "| {sites} | {:.1} |",
-            mib(watched::anonymous_bytes(pair.daemon.tgid())?)
-        );
+        let arguments = [("live", sites), ("sites", sites), ("rate", 0), ("seconds", 0)];
+        let settled = Pair::hold(programs, &arguments, &[])?.settle()?;
+        let _ = writeln!(text, "| {sites} | {:.1} |", mib(settled.last));
     }
     Ok(text)
 }
@@ -137,7 +136,7 @@ fn mib(bytes: u64) -> f64 {
 
 impl Pair {
     /// Starts both; the victim waits before its first phase and is being watched.
-    fn start((leakmon, victim): &(PathBuf, PathBuf), arguments: &[(&str, u32)]) -> Result<Self> {
+    fn start((leakmon, victim): &(PathBuf, PathBuf), arguments: &[(&str, u32)], options: &[&str]) -> Result<Self> {
         let mut command = Command::new(victim);
         command.arg("--wait");
         for (name, number) in arguments {
@@ -154,6 +153,7 @@ impl Pair {
             "-p",
             &victim.tgid().to_string(),
         ]);
+        command.args(options);
         let mut daemon = Watched::leakmon(&mut command)?;
         let line = daemon.line_with("serving http://")?;
         let address = line.rsplit("http://").next().unwrap_or_default();
@@ -163,6 +163,16 @@ impl Pair {
             daemon,
             address,
         })
+    }
+
+    /// Starts both, and waits until the daemon counts all tasks of the victim, which goes on holding them.
+    fn hold(programs: &(PathBuf, PathBuf), arguments: &[(&str, u32)], options: &[&str]) -> Result<Self> {
+        let mut pair = Self::start(programs, arguments, options)?;
+        pair.enter_second_phase()?;
+        pair.victim.go_on()?;
+        let truth = Truth::parse(&pair.victim.line()?)?;
+        pair.agree(&truth)?;
+        Ok(pair)
     }
 
     /// Lets the victim do its first phase.
@@ -175,9 +185,8 @@ impl Pair {
     fn agree(&mut self, truth: &Truth) -> Result<()> {
         let started = Instant::now();
         loop {
-            let report = super::http::get(&self.address, "/api/v1/report")?;
-            let report: serde_json::Value = serde_json::from_slice(&report).context("the daemon's report")?;
-            let task = &report["targets"][0]["task"];
+            let target = self.target()?;
+            let task = &target["task"];
             // The workers are older than the attach.
             let same = [("spawned", truth.total.spawned), ("live", truth.total.live)]
                 .iter()
@@ -190,6 +199,59 @@ impl Pair {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// The victim in the daemon's report.
+    fn target(&self) -> Result<serde_json::Value> {
+        let report = super::http::get(&self.address, "/api/v1/report")?;
+        let mut report: serde_json::Value = serde_json::from_slice(&report).context("the daemon's report")?;
+        Ok(report["targets"][0].take())
+    }
+
+    /// Waits until a census has found all that live; the daemon's memory meanwhile.
+    fn await_census(&mut self, live: u64) -> Result<Memory> {
+        let started = Instant::now();
+        let (mut memory, mut asked) = (Memory::default(), started);
+        loop {
+            memory.look(self.daemon.tgid())?;
+            if asked.elapsed() < Duration::from_millis(500) {
+                continue;
+            }
+            asked = Instant::now();
+            let census = &self.target()?["census"];
+            if census["tasks"]["alive"].as_u64().is_some_and(|alive| alive >= live) {
+                return Ok(memory);
+            }
+            if started.elapsed() > AGREEMENT {
+                bail!("no census of {live} tasks: {census}");
+            }
+        }
+    }
+
+    /// The daemon's memory over a while in which nothing new happens.
+    fn settle(&mut self) -> Result<Memory> {
+        let started = Instant::now();
+        let mut memory = Memory::default();
+        while started.elapsed() < SETTLING {
+            memory.look(self.daemon.tgid())?;
+        }
+        Ok(memory)
+    }
+}
+
+/// The daemon's memory over some time, bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    last: u64,
+    highest: u64,
+}
+
+impl Memory {
+    fn look(&mut self, tgid: u32) -> Result<()> {
+        self.last = watched::anonymous_bytes(tgid)?;
+        self.highest = self.highest.max(self.last);
+        std::thread::sleep(LOOK);
+        Ok(())
     }
 }
 

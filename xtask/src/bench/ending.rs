@@ -52,7 +52,9 @@ pub(super) fn run(workspace: &Workspace, Effort { rounds, .. }: Effort) -> Resul
         let text = std::fs::read_to_string(&report).with_context(|| format!("can't read {}", report.display()))?;
         let report: serde_json::Value = serde_json::from_str(&text)?;
         let counts = &report["targets"][0]["sites"];
-        remnants::await_end()?;
+        if remnants::await_end()? == 0 {
+            bail!("leakmon has left no child that takes its probes away");
+        }
         sites = counts["spawn"].as_u64().zip(counts["end"].as_u64());
     }
     let (Some(Summary { median, low, high }), Some((births, ends))) = (Summary::of(&samples), sites) else {

@@ -13,7 +13,10 @@ use nix::{
     unistd::Pid,
 };
 use std::{
-    fs, process, thread,
+    fs,
+    path::Path,
+    process::{self, Command},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -25,12 +28,30 @@ pub(super) fn adopt() -> Result<()> {
     set_child_subreaper(true).context("can't adopt what leakmon leaves behind")
 }
 
-/// Waits for what leakmon has left behind, within a minute. Not to be called while a leakmon that this process started is
-/// running: it would be waited for as well.
-pub(super) fn await_end() -> Result<()> {
+/// What leakmon is called, as a file and as a process.
+const NAME: &str = "leakmon";
+
+/// Waits for what this command has left behind, which has ended by itself. A `leakmon run` always leaves a child, were it one
+/// that has ended: to find none means to look for the wrong thing.
+pub(super) fn await_end_of(command: &Command) -> Result<()> {
+    let is_leakmon = Path::new(command.get_program())
+        .file_name()
+        .is_some_and(|name| name == NAME);
+    let found = await_end()?;
+    ensure!(
+        found > 0 || !is_leakmon,
+        "leakmon has left no child that takes its probes away: nobody knows when they are gone"
+    );
+    Ok(())
+}
+
+/// Waits for what leakmon has left behind, within a minute, and says how many processes that were. Not to be called while a leakmon
+/// that this process started is running: it would be waited for as well.
+pub(super) fn await_end() -> Result<usize> {
     let started = Instant::now();
-    for tgid in left_behind()? {
-        while !has_ended(tgid)? {
+    let found = left_behind()?;
+    for tgid in &found {
+        while !has_ended(*tgid)? {
             ensure!(
                 started.elapsed() < PATIENCE,
                 "process {tgid}, which leakmon left behind, has not taken its probes away after {} s",
@@ -39,7 +60,7 @@ pub(super) fn await_end() -> Result<()> {
             thread::sleep(Duration::from_millis(1));
         }
     }
-    Ok(())
+    Ok(found.len())
 }
 
 fn has_ended(tgid: i32) -> Result<bool> {
@@ -58,7 +79,7 @@ fn left_behind() -> Result<Vec<i32>> {
         let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) else {
             continue;
         };
-        found.extend(child_of(&stat, "leakmon", process::id()));
+        found.extend(child_of(&stat, NAME, process::id()));
     }
     Ok(found)
 }

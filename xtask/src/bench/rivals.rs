@@ -76,8 +76,8 @@ pub(super) fn forgetful(program: PathBuf) -> Runner {
 /// A way to run a program.
 pub(super) type Runner = Box<dyn Fn(&[&str]) -> Command>;
 
-/// Runs the victim under a script that keeps each live task's stack and a count by stack, as a user would write it: probes on the
-/// entries of the functions that bind and complete a task. The reason where that can't be done here.
+/// Runs the victim under a script that keeps each live task's stack and birth, and counts births and ends by stack, as a user would
+/// write it: probes on the entries of the functions that bind and complete a task. The reason where that can't be done here.
 pub(super) fn bpftrace(workspace: &Workspace, victim: &Path) -> Result<std::result::Result<Runner, String>> {
     let Some(program) = workspace::find_program("bpftrace") else {
         return Ok(Err("it is not installed".to_owned()));
@@ -124,8 +124,12 @@ fn script_for(victim: &Path) -> Result<String> {
     }
     let mut script = String::new();
     // Writing to a string can't fail.
-    let _ = writeln!(script, "{births}\n{{ @stack[arg1] = ustack; @live[ustack]++; }}");
-    let _ = writeln!(script, "{ends}\n{{ @live[@stack[arg0]]--; delete(@stack[arg0]); }}");
+    // Each mention of `ustack` walks the stack; once is enough.
+    let _ = writeln!(
+        script,
+        "{births}\n{{ @task[arg1] = (ustack, nsecs); @spawned[@task[arg1].0]++; }}"
+    );
+    let _ = writeln!(script, "{ends}\n{{ @ended[@task[arg0].0]++; delete(@task[arg0]); }}");
     Ok(script)
 }
 

@@ -7,8 +7,10 @@ use super::{Finding, Tree};
 /// Folders of `leakmon/src`, in the order of the path. Later ones use earlier ones.
 const STAGES: [&str; 7] = ["analysis", "targets", "kernel", "memory", "live", "symbols", "export"];
 /// Only these make system calls or are BPF programs.
-const UNSAFE_PLACES: [&str; 5] = [
+const UNSAFE_PLACES: [&str; 6] = [
     "leakmon/src/kernel/",
+    // Sets up the C library's allocator.
+    "leakmon/src/heap.rs",
     // Forks and reaps.
     "leakmon/src/analysis/process.rs",
     "leakmon-ebpf/src/",

@@ -70,16 +70,18 @@ impl Observer {
             })
             .collect();
         self.inspection.groups = stacks.into_iter().map(|(key, _, _)| key).collect();
-        let samples = self.kernel.sample(&wanted).unwrap_or_else(|error| {
+        let mut sampled = SampledTasks::of(&self.inspection.groups);
+        if let Err(error) = self.kernel.sample(&wanted, |sample| sampled.add(&sample)) {
             tracing::warn!("states can't be read: {error}");
-            Vec::new()
-        });
+            sampled = SampledTasks::of(&self.inspection.groups);
+        }
+        let by_target = sampled.by_target;
         let rest = STATES_INTERVAL
             .min(self.inspection.settings.confirm)
             .max(thread_cpu_time().saturating_sub(began) * SAMPLE_REST);
         self.inspection.next_states = Instant::now() + rest;
         self.inspection.unconfirmed = false;
-        for (target, known) in by_target(&self.inspection.groups, &samples) {
+        for (target, known) in by_target {
             if let Some(subject) = self.subject(target) {
                 let job = Job::States(subject, known, self.inspection.settings.confirm);
                 self.inspection.states_due += usize::from(self.inspection.submit(job));
@@ -117,19 +119,32 @@ fn oldest_until(live: u64, room: u64, oldest_ns: Option<u64>, now_ns: u64) -> u6
     }
 }
 
-/// The samples of each target that has stacks in `groups`.
-fn by_target(groups: &[StackKey], samples: &[Sample]) -> BTreeMap<TargetId, Vec<Known>> {
-    let mut of_target: BTreeMap<TargetId, Vec<Known>> = groups.iter().map(|key| (key.target, Vec::new())).collect();
-    for sample in samples.iter().filter(|sample| is_task(&(sample.header, 0))) {
-        let target = groups.get(sample.group as usize).map(|key| key.target);
-        if let Some(known) = target.and_then(|target| of_target.get_mut(&target)) {
+/// The tasks of each target that has stacks in `groups`.
+struct SampledTasks<'a> {
+    groups: &'a [StackKey],
+    by_target: BTreeMap<TargetId, Vec<Known>>,
+}
+
+impl<'a> SampledTasks<'a> {
+    fn of(groups: &'a [StackKey]) -> Self {
+        Self {
+            groups,
+            by_target: groups.iter().map(|key| (key.target, Vec::new())).collect(),
+        }
+    }
+
+    /// Threads, and what is of no known group, are left out.
+    fn add(&mut self, sample: &Sample) {
+        let target = self.groups.get(sample.group as usize).map(|key| key.target);
+        if is_task(&(sample.header, 0))
+            && let Some(known) = target.and_then(|target| self.by_target.get_mut(&target))
+        {
             known.push(Known {
                 header: sample.header,
                 group: sample.group,
             });
         }
     }
-    of_target
 }
 
 /// The states of a tally's living tasks.
@@ -177,8 +192,14 @@ mod tests {
             sample(1 << 63, 0),
             sample(0x200, 3),
         ];
-        let of_target = by_target(&groups, &samples);
-        let headers = |target| of_target[&target].iter().map(|known| known.header).collect::<Vec<_>>();
+        let mut sampled = SampledTasks::of(&groups);
+        samples.iter().for_each(|sample| sampled.add(sample));
+        let headers = |target| {
+            sampled.by_target[&target]
+                .iter()
+                .map(|known| known.header)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(headers(targets[0]), [0x80, 0x180]);
         assert_eq!(headers(targets[1]), [0x100]);
     }
