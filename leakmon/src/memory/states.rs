@@ -11,7 +11,7 @@ use super::{
     reader::{Memory, MemoryError, Piece},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -40,19 +40,21 @@ pub struct Group {
     pub unconfirmed: u64,
 }
 
-/// Tasks that seemed unwakeable, since when; at most `SUSPECTS_MAX` of them.
+/// Tasks that seemed unwakeable, since when, by ascending header; at most `SUSPECTS_MAX` of them, 5 MiB.
 #[derive(Clone, Debug, Default)]
-pub struct Suspects(HashMap<u64, Suspect>);
+pub struct Suspects(Vec<Suspect>);
 
 #[derive(Clone, Copy, Debug)]
 struct Suspect {
+    header: u64,
     id: u64,
     word: u64,
     since: Instant,
 }
 
 impl Suspects {
-    /// Notes a reading at `now`, and says whether the task is unwakeable: it has been so for as long as `confirm`.
+    /// Notes a reading at `now`, and says whether the task is unwakeable: it has been so for as long as `confirm`. Headers come in
+    /// ascending order: one that does not is not remembered.
     pub(super) fn confirm(
         &self,
         next: &mut Self,
@@ -61,15 +63,17 @@ impl Suspects {
         now: Instant,
         confirm: Duration,
     ) -> bool {
-        let before = self.0.get(&header).copied();
+        let before = self.0.binary_search_by_key(&header, |suspect| suspect.header).ok();
+        let before = before.map(|index| self.0[index]);
         let before = before.filter(|before| (before.id, before.word) == (reading.id, reading.word));
         let suspect = before.unwrap_or(Suspect {
+            header,
             id: reading.id,
             word: reading.word,
             since: now,
         });
-        if next.0.len() < SUSPECTS_MAX {
-            next.0.insert(header, suspect);
+        if next.0.len() < SUSPECTS_MAX && next.0.last().is_none_or(|last| last.header < header) {
+            next.0.push(suspect);
         }
         before.is_some_and(|before| now.duration_since(before.since) >= confirm)
     }
@@ -159,6 +163,49 @@ pub(super) fn read_known(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::header::Neighbours;
+
+    #[test]
+    fn a_task_is_unwakeable_when_the_same_word_is_read_long_enough_after() {
+        let reading = |id, word| Reading {
+            word,
+            state: State::Unwakeable { abortable: false },
+            id,
+            owner: 1,
+            scheduler: 0,
+            stage: None,
+            neighbours: Neighbours::default(),
+        };
+        let (confirm, began) = (Duration::from_secs(2), Instant::now());
+        let mut known = Suspects::default();
+        let read = |known: &mut Suspects, tasks: &[(u64, Reading)], seconds| {
+            let (now, mut next) = (began + Duration::from_secs(seconds), Suspects::default());
+            let confirmed = tasks
+                .iter()
+                .map(|(header, reading)| known.confirm(&mut next, *header, reading, now, confirm))
+                .collect::<Vec<_>>();
+            *known = next;
+            confirmed
+        };
+        let all = [0x80, 0x100, 0x180].map(|header| (header, reading(header, 0xcc)));
+        assert_eq!(read(&mut known, &all, 0), [false; 3]);
+        assert_eq!(read(&mut known, &all, 1), [false; 3]);
+        // Another task at the address, and one that was woken, begin anew.
+        let changed = [all[0], (0x100, reading(7, 0xcc)), (0x180, reading(0x180, 0xc4))];
+        assert_eq!(read(&mut known, &changed, 2), [true, false, false]);
+        assert_eq!(read(&mut known, &changed, 4), [true; 3]);
+        // What goes and comes back does too.
+        assert_eq!(read(&mut known, &all[..1], 5), [true]);
+        assert_eq!(read(&mut known, &changed, 8), [true, false, false]);
+
+        let more = SUSPECTS_MAX as u64 + 1;
+        let many: Vec<_> = (1..=more).map(|header| (header, reading(header, 0xcc))).collect();
+        read(&mut known, &many, 10);
+        assert_eq!(known.0.len(), SUSPECTS_MAX);
+        let confirmed = read(&mut known, &many, 12);
+        assert_eq!(confirmed.iter().filter(|confirmed| !**confirmed).count(), 1);
+        assert!(!confirmed[SUSPECTS_MAX]);
+    }
 
     #[test]
     fn of_two_tasks_at_one_address_the_later_one_is_read() {
