@@ -58,7 +58,7 @@ pub(super) fn run(workspace: &Workspace) -> Result<String> {
     let leakmon = victims::build_leakmon(workspace)?;
     victims::build(workspace, Build::Release, Some(VICTIM))?;
     let programs = (leakmon, Build::Release.example(workspace, VICTIM));
-    Ok([rates(&programs)?, live(&programs)?, sites(&programs)?].join("\n"))
+    Ok([rates(&programs)?, live(workspace, &programs)?, sites(&programs)?].join("\n"))
 }
 
 fn rates(programs: &(PathBuf, PathBuf)) -> Result<String> {
@@ -88,7 +88,10 @@ fn rates(programs: &(PathBuf, PathBuf)) -> Result<String> {
     Ok(text)
 }
 
-fn live(programs: &(PathBuf, PathBuf)) -> Result<String> {
+fn live(workspace: &Workspace, programs: &(PathBuf, PathBuf)) -> Result<String> {
+    let path = workspace.target().join("bench/without-census.toml");
+    std::fs::write(&path, "census = false\n").with_context(|| format!("can't write {}", path.display()))?;
+    let without_census = path.display().to_string();
     let mut text = String::from(
         "Memory by live tasks, 100 callsites, while their states are read; the kernel has room for so many from the start\n\n\
          | live | daemon without census, MiB | with one, at rest | with one, at most | tables of live tasks in the kernel, MiB | room \
@@ -97,7 +100,7 @@ fn live(programs: &(PathBuf, PathBuf)) -> Result<String> {
     for live in LIVE {
         println!("bench: {live} live tasks");
         let arguments = [("live", live), ("sites", 100), ("rate", 0), ("seconds", 0)];
-        let mut pair = Pair::hold(programs, &arguments, &["--no-census"])?;
+        let mut pair = Pair::hold(programs, &arguments, &["--config", &without_census])?;
         let without = pair.settle()?;
         drop(pair);
         let mut pair = Pair::hold(programs, &arguments, &[])?;
@@ -205,7 +208,11 @@ impl Pair {
     fn target(&self) -> Result<serde_json::Value> {
         let report = super::http::get(&self.address, "/api/v1/report")?;
         let mut report: serde_json::Value = serde_json::from_slice(&report).context("the daemon's report")?;
-        Ok(report["targets"][0].take())
+        // Nothing while the daemon has not seen it.
+        Ok(report
+            .pointer_mut("/targets/0")
+            .map(serde_json::Value::take)
+            .unwrap_or_default())
     }
 
     /// Waits until a census has found all that live; the daemon's memory meanwhile.
