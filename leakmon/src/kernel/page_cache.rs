@@ -66,7 +66,8 @@ impl Page {
         let address = NonNull::new(address).ok_or_else(|| io::Error::other("the kernel mapped address 0"))?;
         let page = Self { address, bytes };
         // Brings the page in as a read would, but where there is none any more it fails instead of sending SIGBUS (madvise(2),
-        // Linux 5.14). SAFETY: the range is the mapping just made.
+        // Linux 5.14).
+        // SAFETY: the range is the mapping just made.
         let populated = unsafe { libc::madvise(page.address.as_ptr(), page.bytes, libc::MADV_POPULATE_READ) };
         if populated != 0 {
             return Err(io::Error::last_os_error());

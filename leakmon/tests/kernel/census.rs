@@ -3,7 +3,7 @@
 use super::{
     crowd::{BUILDS, Crowd, alive, census, states_of, without},
     daemon::Daemon,
-    discovery::await_value,
+    discovery::{await_value, status_bytes},
     host,
     observer::Attach,
     storm::Storm,
@@ -257,9 +257,7 @@ fn the_memory_that_a_census_took_is_given_back() {
     daemon.stop();
 }
 
-/// Memory of a process that is not in files (`RssAnon` in proc_pid_status(5)).
+/// Memory of a process that is not in files.
 fn anonymous_bytes(tgid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{tgid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    status_bytes(tgid, "RssAnon:")
 }

@@ -50,12 +50,10 @@ fn search(folder: &Path, options: &[&str]) -> Daemon {
     let include = format!("exe={}/*", folder.display());
     let arguments = ["daemon", "--listen", "127.0.0.1:0", "--include", &include];
     // With these its memory is what it keeps, and not what the allocator keeps free (`man 3 mallopt`): one arena for all threads,
-    // and large pieces go back to the system at once. The thresholds are glibc's own at the start, before it raises them by
-    // itself.
+    // and what is free at its end goes back to the system. Large blocks do anyway (leakmon/src/heap.rs).
     let mut command = leakmon(&[&arguments, options].concat());
-    command.env("MALLOC_ARENA_MAX", "1");
     command
-        .env("MALLOC_MMAP_THRESHOLD_", "131072")
+        .env("MALLOC_ARENA_MAX", "1")
         .env("MALLOC_TRIM_THRESHOLD_", "131072");
     Daemon::spawn(&mut command)
 }
@@ -107,8 +105,13 @@ fn mapped_files(tgid: u32) -> u64 {
 }
 
 fn resident_bytes(tgid: u32) -> u64 {
+    status_bytes(tgid, "VmRSS:")
+}
+
+/// A line of `/proc/PID/status` that is in kB (proc_pid_status(5)).
+pub(super) fn status_bytes(tgid: u32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{tgid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 

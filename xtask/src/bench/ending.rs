@@ -26,15 +26,15 @@ pub(super) fn run(workspace: &Workspace, Effort { rounds, .. }: Effort) -> Resul
     let mut samples = Vec::new();
     let mut sites = None;
     for _ in 0..rounds {
-        let mut child = Command::new(&leakmon)
+        let mut command = Command::new(&leakmon);
+        command
             .args(["run", "--format", "json", "-o"])
             .arg(&report)
             .arg("--")
             .arg(Build::Release.example(workspace, VICTIM))
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("can't start leakmon")?;
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().context("can't start leakmon")?;
         // leakmon leaves the victim's output alone and never writes to it, but holds it open itself: the victim's last line is
         // what it prints just before it exits.
         let mut output = child.stdout.take().context("no output")?;
@@ -52,9 +52,7 @@ pub(super) fn run(workspace: &Workspace, Effort { rounds, .. }: Effort) -> Resul
         let text = std::fs::read_to_string(&report).with_context(|| format!("can't read {}", report.display()))?;
         let report: serde_json::Value = serde_json::from_str(&text)?;
         let counts = &report["targets"][0]["sites"];
-        if remnants::await_end()? == 0 {
-            bail!("leakmon has left no child that takes its probes away");
-        }
+        remnants::await_end_of(&command)?;
         sites = counts["spawn"].as_u64().zip(counts["end"].as_u64());
     }
     let (Some(Summary { median, low, high }), Some((births, ends))) = (Summary::of(&samples), sites) else {

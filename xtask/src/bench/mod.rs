@@ -51,7 +51,7 @@ impl Subject {
     const fn title(self) -> Option<&'static str> {
         Some(match self {
             Self::Tasks => "A task in a program that only spawns",
-            Self::Builds => "The same in other builds, beside bpftrace",
+            Self::Builds => "A task in other builds, beside bpftrace",
             Self::Daemon => "The daemon",
             Self::Server => "A server that does more than spawning",
             Self::Ending => "The end of a run",
